@@ -1,0 +1,60 @@
+# Every command a contributor or a CI machine needs. `make help` lists them.
+
+# The first interpreter on the path that is new enough; `make install PYTHON=...` chooses another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FOLDERS := cli device export server shared simulations
+LOCK_VENV := build/lock
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint typecheck check lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP)  ## set up .venv with the locked versions; does nothing when it is current
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make install needs Python 3.11 or newer on the path" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,sim]'
+	@touch $@
+
+demo: install  ## run the whole flow on the built-in population and write report.html
+	$(BIN)/ownlet demo
+
+test: install  ## run the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: install  ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: install  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The packages live in top-level folders, so mypy needs a tree in which they stand under `ownlet`.
+typecheck: install  ## check types with mypy --strict
+	@mkdir -p .typing/ownlet
+	@for folder in $(FOLDERS); do ln -sfn ../../$$folder .typing/ownlet/$$folder; done
+	$(BIN)/mypy $(FOLDERS:%=-p ownlet.%)
+
+check: lint typecheck  ## lint and typecheck
+
+# pip resolves pyproject.toml alone in a fresh environment, then freezes it. Local version labels (+cpu, +cu130) are cut,
+# so the same file serves whichever build of torch a machine's package index offers.
+lock:  ## choose current versions anew and write constraints.txt
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,sim]'
+	{ echo '# Made by `make lock`; do not edit.'; \
+	  $(LOCK_VENV)/bin/python -m pip freeze --exclude ownlet | sed -E '/^(nvidia|cuda)-|^triton==/d; s/\+[A-Za-z0-9.]+$$//'; \
+	} > $(LOCK_VENV)/constraints.txt
+	mv $(LOCK_VENV)/constraints.txt constraints.txt
+
+clean:  ## remove what the other commands made, except runs/
+	rm -rf $(VENV) .typing .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
