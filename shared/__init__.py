@@ -1,0 +1,1 @@
+"""The vocabulary that every other folder imports and that imports none of them."""

@@ -1,0 +1,201 @@
+"""Public settings as frozen values, checked when they are made.
+
+Everything here is public: it may be sent to devices, printed and written to a run folder. Nothing is derived from a
+user's data, private example counts included.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ownlet.shared.errors import require
+
+__all__ = ["AdapterConfig", "FederationConfig", "ModelConfig", "Plan", "WindowConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of the base recommender.
+
+    Args:
+        dim: width d of the hidden states.
+        num_layers: transformer blocks.
+        num_heads: attention heads; must divide ``dim``.
+        max_length: the longest history, in events, that the base reads.
+        dropout: dropout probability while the base is trained; a frozen base never drops.
+    """
+
+    dim: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    max_length: int = 50
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "num_layers", "num_heads", "max_length"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
+        require(self.dim % self.num_heads == 0, "num_heads must divide dim", dim=self.dim, num_heads=self.num_heads)
+        require(0 <= self.dropout < 1, "dropout must be in [0, 1)", dropout=self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Which layers carry an adapter, and how large it is.
+
+    Args:
+        target_modules: last parts of layer names, as in PEFT.
+        rank: r.
+        alpha: lora_alpha; the low-rank term is scaled by alpha / rank.
+        train_a: train A too. The default trains B only (FFA-LoRA): averages stay exact and noise stays linear.
+    """
+
+    target_modules: tuple[str, ...] = ("query", "value", "up", "down")
+    rank: int = 8
+    alpha: float = 16.0
+    train_a: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """How a history is cut into windows.
+
+    Args:
+        window_length: at most this many events in a window.
+        context_length: at most this many earlier events that a window may see. Must be 0 where the window is the
+            privacy unit, because an event that is context elsewhere would be in several examples.
+    """
+
+    window_length: int = 20
+    context_length: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.window_length >= 2, "window_length must be at least 2", window_length=self.window_length)
+        require(self.context_length >= 0, "context_length must not be negative", context_length=self.context_length)
+
+    @property
+    def row_length(self) -> int:
+        """Positions in the array row of one window."""
+        return self.window_length + self.context_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The public numbers of one local training.
+
+    Args:
+        steps: T, gradient steps.
+        learning_rate: step size of plain SGD on the adapter.
+        sample_rate: q, the chance of each window to be in a step's batch (Poisson sampling).
+        expected_batch: the public number that every gradient sum is divided by; never the user's own count.
+        clip_norm: C, the bound on each window's gradient norm; infinity means no bound.
+        noise_multiplier: sigma = standard deviation of the noise on the gradient sum, divided by C.
+    """
+
+    steps: int = 3
+    learning_rate: float = 0.1
+    sample_rate: float = 1.0
+    expected_batch: float = 1.0
+    clip_norm: float = math.inf
+    noise_multiplier: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps must be at least 1", steps=self.steps)
+        require(0 < self.learning_rate < math.inf, "learning_rate must be positive", learning_rate=self.learning_rate)
+        require(0 < self.sample_rate <= 1, "sample_rate must be in (0, 1]", sample_rate=self.sample_rate)
+        require(
+            0 < self.expected_batch < math.inf, "expected_batch must be positive", expected_batch=self.expected_batch
+        )
+        require(self.clip_norm > 0, "clip_norm must be positive", clip_norm=self.clip_norm)
+        require(
+            0 <= self.noise_multiplier < math.inf,
+            "noise_multiplier must not be negative",
+            noise_multiplier=self.noise_multiplier,
+        )
+        require(
+            self.noise_multiplier == 0 or math.isfinite(self.clip_norm),
+            "clip_norm must be finite where noise is added",
+            clip_norm=self.clip_norm,
+        )
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on a step's gradient sum, sigma times C."""
+        return self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """The public numbers of a federated run.
+
+    Args:
+        rounds: how many rounds to run at the most.
+        cohort_rate: the chance of each user to be in a round (Poisson sampling of users).
+        unit: the privacy unit. ``user``: whole delta clipped, noise added by the server. ``window``: local DP-SGD on
+            the device, noise in the plan. ``none``: neither; for comparison only.
+        clip_norm: C, the bound on a user's whole delta. Also the admission bound in ``window`` mode.
+        noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
+        server_learning_rate: step of the server's optimiser on the average delta.
+        server_momentum: momentum of the server's optimiser (FedAvgM, https://arxiv.org/abs/1909.06335).
+        quorum: the share of asked nodes that must answer with an admitted reply; below it the round is void.
+        dp_delta: the privacy parameter delta at which epsilon is reported.
+        target_epsilon: the run stops before a round that would exceed it.
+        reply_timeout_seconds: how long a round waits for replies.
+        seed: makes a simulation reproducible. None draws cohorts and noise from the operating system, as a deployment
+            must.
+        plan: what each user does in a round.
+        windows: how each user's history is cut.
+    """
+
+    rounds: int = 40
+    cohort_rate: float = 0.1
+    unit: Literal["user", "window", "none"] = "user"
+    clip_norm: float = 0.3
+    noise_multiplier: float = 1.0
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.9
+    quorum: float = 0.5
+    dp_delta: float = 1e-5
+    target_epsilon: float = math.inf
+    reply_timeout_seconds: float = 600.0
+    seed: int | None = None
+    plan: Plan = field(default_factory=Plan)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, "rounds must be at least 1", rounds=self.rounds)
+        require(0 < self.cohort_rate <= 1, "cohort_rate must be in (0, 1]", cohort_rate=self.cohort_rate)
+        require(self.unit in ("user", "window", "none"), "unit must be user, window or none", unit=self.unit)
+        require(self.clip_norm > 0, "clip_norm must be positive", clip_norm=self.clip_norm)
+        require(
+            0 <= self.noise_multiplier < math.inf,
+            "noise_multiplier must not be negative",
+            noise_multiplier=self.noise_multiplier,
+        )
+        require(
+            self.server_learning_rate > 0,
+            "server_learning_rate must be positive",
+            server_learning_rate=self.server_learning_rate,
+        )
+        require(
+            0 <= self.server_momentum < 1, "server_momentum must be in [0, 1)", server_momentum=self.server_momentum
+        )
+        require(0 < self.quorum <= 1, "quorum must be in (0, 1]", quorum=self.quorum)
+        require(0 < self.dp_delta < 1, "dp_delta must be in (0, 1)", dp_delta=self.dp_delta)
+        require(self.target_epsilon > 0, "target_epsilon must be positive", target_epsilon=self.target_epsilon)
+        if self.unit == "window":
+            require(
+                self.plan.noise_multiplier > 0,
+                "noise_multiplier of the plan must be positive where unit is window",
+                noise_multiplier=0,
+            )
+            require(
+                self.windows.context_length == 0,
+                "context_length must be 0 where unit is window",
+                context_length=self.windows.context_length,
+            )
+        elif self.unit == "user":
+            require(
+                math.isfinite(self.clip_norm), "clip_norm must be finite where unit is user", clip_norm=self.clip_norm
+            )

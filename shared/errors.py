@@ -1,0 +1,81 @@
+"""One error tree for the whole package.
+
+    OwnletError
+    ├── ConfigError (ValueError)    a setting breaks its rule
+    ├── DataError                   an input file or event cannot be read
+    ├── AdapterError                an adapter does not fit its base, or is damaged
+    ├── BundleError                 a bundle is incomplete, altered or does not agree with eager
+    ├── PrivacyError                a privacy rule would be broken
+    │   └── BudgetExceededError     the next step would spend more than is allowed
+    └── FederationError             a round cannot go on
+        └── ReplyRejectedError      one node's reply is not admitted
+
+Every message names the thing, the rule and the value: ``clip_norm must be positive, got clip_norm=-1.0``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "OwnletError",
+    "ConfigError",
+    "DataError",
+    "AdapterError",
+    "BundleError",
+    "PrivacyError",
+    "BudgetExceededError",
+    "FederationError",
+    "ReplyRejectedError",
+    "require",
+]
+
+
+class OwnletError(Exception):
+    """Base of all errors that ownlet raises on purpose."""
+
+
+class ConfigError(OwnletError, ValueError):
+    """A setting breaks its rule."""
+
+
+class DataError(OwnletError):
+    """An input file or an event cannot be read."""
+
+
+class AdapterError(OwnletError):
+    """An adapter does not fit its base, or is damaged."""
+
+
+class BundleError(OwnletError):
+    """A bundle is incomplete, altered, or does not agree with the eager model."""
+
+
+class PrivacyError(OwnletError):
+    """A privacy rule would be broken."""
+
+
+class BudgetExceededError(PrivacyError):
+    """The next step would spend more privacy than is allowed."""
+
+
+class FederationError(OwnletError):
+    """A federated round cannot go on."""
+
+
+class ReplyRejectedError(FederationError):
+    """One node's reply is not admitted; the message carries round, stage and node, never data."""
+
+
+def require(condition: bool, rule: str, **values: object) -> None:
+    """Raise ConfigError unless the condition holds.
+
+    Args:
+        condition: what must be true.
+        rule: the rule in words, ``clip_norm must be positive``.
+        **values: the values that broke it, shown behind the rule.
+
+    Raises:
+        ConfigError: ``<rule>, got <name>=<value>``.
+    """
+    if not condition:
+        got = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise ConfigError(f"{rule}, got {got}")

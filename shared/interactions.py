@@ -1,0 +1,251 @@
+"""Interactions of users with items, as columns; the k-core filter and windows over them.
+
+Items are numbered from 1 (0 is padding), users from 0. A history is one user's items in time order. How interactions
+are split into what is trained on and what is tested on stands in ``shared/splits.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ownlet.shared.config import WindowConfig
+from ownlet.shared.errors import require
+
+__all__ = ["History", "Interactions", "Item", "Windows", "cut_windows", "k_core", "pad_histories", "stack_windows"]
+
+History = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One item of the catalogue.
+
+    Args:
+        number: the row of the item in every array, from 1.
+        id: the id in the source file, as text.
+        title: empty where the source has none.
+        genres: empty where the source has none.
+    """
+
+    number: int
+    id: str
+    title: str = ""
+    genres: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Interactions:
+    """Events as columns, user by user, each user's events sorted by (timestamp, order in the file).
+
+    A (user, item) pair may occur more than once: every occurrence is kept, in order.
+
+    Args:
+        name: the data set's name, for reports.
+        items: the catalogue; ``items[i].number == i + 1``.
+        user_ids: ids in the source, as text; index = user number.
+        offsets: (num_users + 1,) user u's events are ``offsets[u]:offsets[u + 1]``.
+        events: (num_events,) item numbers.
+        times: (num_events,) int64 unix seconds.
+        ratings: (num_events,) float32, or None where the source has none.
+        context: column name -> (num_events,) values.
+
+    Raises:
+        ConfigError: the columns do not fit each other, or a user's times go backwards.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    user_ids: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    events: History
+    times: NDArray[np.int64]
+    ratings: NDArray[np.float32] | None = None
+    context: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.events)
+        columns: dict[str, NDArray[Any]] = {"times": self.times, **self.context}
+        if self.ratings is not None:
+            columns["ratings"] = self.ratings
+        for name, column in columns.items():
+            require(len(column) == n, f"{name} must have one value per event", values=len(column), events=n)
+        require(len(self.offsets) == len(self.user_ids) + 1, "offsets must have one entry more than users")
+        whole = self.offsets[0] == 0 and self.offsets[-1] == n and bool((np.diff(self.offsets) >= 0).all())
+        require(whole, "offsets must rise from 0 to the number of events", first=self.offsets[0], last=self.offsets[-1])
+        if n:
+            low, high = int(self.events.min()), int(self.events.max())
+            require(low >= 1 and high <= len(self.items), "events must be item numbers", low=low, high=high)
+            same_user = np.diff(self.users) == 0
+            require(bool((np.diff(self.times)[same_user] >= 0).all()), "times must not go backwards within a user")
+
+    @property
+    def num_users(self) -> int:
+        """How many users there are."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """How many items the catalogue has."""
+        return len(self.items)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @cached_property
+    def users(self) -> NDArray[np.int64]:
+        """The user number of every event, (num_events,)."""
+        return np.repeat(np.arange(self.num_users), np.diff(self.offsets))
+
+    @cached_property
+    def histories(self) -> tuple[History, ...]:
+        """Each user's item numbers in time order: views into ``events``."""
+        return self.per_user(self.events)
+
+    @cached_property
+    def timestamps(self) -> tuple[NDArray[np.int64], ...]:
+        """Each user's unix seconds: views into ``times``."""
+        return self.per_user(self.times)
+
+    def per_user(self, column: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Cut a column (num_events,) into one view per user."""
+        return tuple(column[a:b] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True))
+
+
+def k_core(interactions: Interactions, k: int) -> Interactions:
+    """Keep the largest part where every user and every item has at least k events.
+
+    Dropping a user takes events from items and the other way round, so it repeats until nothing changes. Users and
+    items keep their order and are numbered densely again; items without events are dropped too.
+
+    Args:
+        interactions: any.
+        k: at least 1.
+
+    Returns:
+        The core; empty where there is none.
+
+    Raises:
+        ConfigError: k is below 1.
+    """
+    require(k >= 1, "k must be at least 1", k=k)
+    users, events = interactions.users, interactions.events
+    keep = np.ones(len(events), bool)
+    while True:
+        per_user = np.bincount(users[keep], minlength=interactions.num_users)
+        per_item = np.bincount(events[keep], minlength=interactions.num_items + 1)
+        kept = keep & (per_user[users] >= k) & (per_item[events] >= k)
+        if kept.sum() == keep.sum():
+            break
+        keep = kept
+    return _select(interactions, keep, per_user[: interactions.num_users] > 0, per_item > 0)
+
+
+def _select(
+    interactions: Interactions, keep: NDArray[np.bool_], with_users: NDArray[np.bool_], with_items: NDArray[np.bool_]
+) -> Interactions:
+    """Keep the marked events, users and items; number users and items densely again."""
+    number = np.cumsum(with_items)  # (num_items + 1,) old number -> new number; column 0 is padding and never marked
+    counts = np.bincount(interactions.users[keep], minlength=interactions.num_users)[with_users]
+    items = tuple(
+        Item(number=int(number[item.number]), id=item.id, title=item.title, genres=item.genres)
+        for item in interactions.items
+        if with_items[item.number]
+    )
+    return Interactions(
+        name=interactions.name,
+        items=items,
+        user_ids=tuple(interactions.user_ids[u] for u in np.flatnonzero(with_users)),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        events=number[interactions.events[keep]].astype(np.int64),
+        times=interactions.times[keep],
+        ratings=None if interactions.ratings is None else interactions.ratings[keep],
+        context={name: column[keep] for name, column in interactions.context.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows of one user as arrays.
+
+    Args:
+        history: (n, row_length) item numbers, padded on the right with 0.
+        target: (n, row_length) the item after each position.
+        valid: (n, row_length) float32, 1 where the target belongs to this window.
+    """
+
+    history: NDArray[np.int64]
+    target: NDArray[np.int64]
+    valid: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+
+def cut_windows(events: History, config: WindowConfig) -> Windows:
+    """Cut a history into windows.
+
+    Consecutive windows hold ``window_length`` events each; the last may be shorter. Every event is the target in at
+    most one window. With ``context_length`` 0 no event occurs in two windows, so the window can be the privacy unit.
+
+    Args:
+        events: (num_events,) item numbers in time order.
+        config: lengths.
+
+    Returns:
+        Only windows with at least one target; possibly none.
+    """
+    rows: list[tuple[History, History, NDArray[np.float32]]] = []
+    length = config.row_length
+    for start in range(0, len(events), config.window_length):
+        stop = min(start + config.window_length, len(events))
+        first = max(0, start - config.context_length)
+        span = events[first:stop]
+        if len(span) < 2:
+            continue
+        history, target = np.zeros(length, np.int64), np.zeros(length, np.int64)
+        valid = np.zeros(length, np.float32)
+        n = len(span) - 1
+        history[:n], target[:n] = span[:-1], span[1:]
+        valid[max(0, start - first - 1) : n] = 1.0  # targets from events[start] on
+        rows.append((history, target, valid))
+    if not rows:
+        empty = np.zeros((0, length), np.int64)
+        return Windows(history=empty, target=empty.copy(), valid=np.zeros((0, length), np.float32))
+    histories, targets, valids = zip(*rows, strict=True)
+    return Windows(history=np.stack(histories), target=np.stack(targets), valid=np.stack(valids))
+
+
+def stack_windows(many: Sequence[Windows]) -> tuple[Windows, NDArray[np.int64]]:
+    """Concatenate the windows of several users.
+
+    Returns:
+        the windows (total, ...) and the owner (total,) as an index into ``many``.
+    """
+    owner = np.repeat(np.arange(len(many)), [len(w) for w in many])
+    stacked = Windows(
+        history=np.concatenate([w.history for w in many]),
+        target=np.concatenate([w.target for w in many]),
+        valid=np.concatenate([w.valid for w in many]),
+    )
+    return stacked, owner
+
+
+def pad_histories(histories: Sequence[History], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keep the last ``max_length`` events of each history and pad on the right.
+
+    Returns:
+        items (n, max_length) and lengths (n,), at least 1 (an empty history is one padding event).
+    """
+    items = np.zeros((len(histories), max_length), np.int64)
+    lengths = np.ones(len(histories), np.int64)
+    for row, history in enumerate(histories):
+        kept = history[-max_length:]
+        items[row, : len(kept)] = kept
+        lengths[row] = max(1, len(kept))
+    return items, lengths

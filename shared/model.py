@@ -1,0 +1,134 @@
+"""The base recommender: SASRec, pre-norm (Kang and McAuley 2018, https://arxiv.org/abs/1808.09781, section III).
+
+Causal self-attention over a history of items. An item's vector is its id embedding plus a projection of its content
+vector, so an item that was never trained on still has one. Attention is written out, without the fused kernel, because
+the exported training step differentiates through it.
+
+Histories are padded on the right with item 0; causal attention then keeps padding out of every real position.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ownlet.shared.config import ModelConfig
+
+__all__ = ["SASRec"]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: attention, then a feed-forward network of width 4 d."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.dim
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(d)
+        self.query, self.key, self.value, self.output = (nn.Linear(d, d) for _ in range(4))
+        self.feedforward_norm = nn.LayerNorm(d)
+        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, causal: Tensor) -> Tensor:
+        """Map x (batch, length, d) to the same shape; ``causal`` (length, length) holds 0 or -inf."""
+        x = x + self.dropout(self._attend(self.attention_norm(x), causal))
+        hidden = torch.relu(self.up(self.feedforward_norm(x)))  # (batch, length, 4 d)
+        moved: Tensor = self.dropout(self.down(self.dropout(hidden)))
+        return x + moved
+
+    def _attend(self, x: Tensor, causal: Tensor) -> Tensor:
+        batch, length, d = x.shape
+        per_head = (batch, length, self.num_heads, d // self.num_heads)
+        # (batch, length, d) -> (batch, heads, length, d / heads)
+        query, key, value = (layer(x).reshape(per_head).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        weights = torch.softmax(query @ key.mT / math.sqrt(d // self.num_heads) + causal, dim=-1)
+        mixed = (self.dropout(weights) @ value).transpose(1, 2).reshape(batch, length, d)
+        output: Tensor = self.output(mixed)
+        return output
+
+
+class SASRec(nn.Module):
+    """Scores every item of the catalogue as the next one.
+
+    Args:
+        config: the shape.
+        content: (num_items + 1, content_dim) content vectors; row 0 is padding and must be zero.
+    """
+
+    content: Tensor
+
+    def __init__(self, config: ModelConfig, content: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("content", content)
+        num_rows, content_dim = content.shape
+        self.item_embedding = nn.Embedding(num_rows, config.dim, padding_idx=0)
+        self.content_projection = nn.Linear(content_dim, config.dim, bias=False)
+        self.position_embedding = nn.Parameter(torch.empty(config.max_length, config.dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.item_embedding.weight, std=0.02)
+        nn.init.normal_(self.content_projection.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.02)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
+    @property
+    def num_items(self) -> int:
+        """Items in the catalogue, numbered from 1; 0 is padding."""
+        return self.item_embedding.num_embeddings - 1
+
+    def item_vectors(self) -> Tensor:
+        """Return (num_items + 1, d): id embedding plus projected content."""
+        projected: Tensor = self.content_projection(self.content)
+        return self.item_embedding.weight + projected
+
+    def encode(self, history: Tensor, items: Tensor) -> Tensor:
+        """Return hidden states.
+
+        Args:
+            history: (batch, length) item numbers, 0 behind the last event; length at most ``max_length``.
+            items: (num_items + 1, d) from ``item_vectors``, passed in so that it is computed once.
+
+        Returns:
+            (batch, length, d); position t has read the events up to and including t.
+        """
+        length = history.shape[1]
+        x = items[history] * math.sqrt(self.config.dim) + self.position_embedding[:length]
+        x = self.dropout(x)
+        causal = torch.full((length, length), -1e9, dtype=x.dtype, device=x.device).triu(1)
+        for block in self.blocks:
+            x = block(x, causal)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Score the next item after every position: history (batch, length) -> (batch, length, num_items + 1)."""
+        items = self.item_vectors()
+        return self.encode(history, items) @ items.T
+
+    def score_last(self, history: Tensor, lengths: Tensor) -> Tensor:
+        """Score the next item after the last event.
+
+        Args:
+            history: (batch, length), padded on the right.
+            lengths: (batch,) events in each row, at least 1.
+
+        Returns:
+            (batch, num_items + 1); column 0 is padding and means nothing.
+        """
+        items = self.item_vectors()
+        hidden = self.encode(history, items)  # (batch, length, d)
+        last = hidden[torch.arange(len(history), device=history.device), lengths - 1]  # (batch, d)
+        return last @ items.T

@@ -1,0 +1,78 @@
+"""Randomness for privacy: an AES-256-CTR stream keyed by the operating system.
+
+torch's CPU generator has an effective seed of 32 bits, so the noise of a released delta could be found by trying seeds.
+Here the key has 256 bits. A seeded key exists for tests and simulation only; nothing that leaves a real device uses it.
+
+Gaussians are Box-Muller over 53-bit uniforms, and each is the sum of four divided by two, which closes the floating
+point attack of Mironov 2012 in practice (Holohan and Braghin 2021, https://arxiv.org/abs/2107.10138, section 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
+
+__all__ = ["AesNoise", "NoiseSource"]
+
+
+class NoiseSource(Protocol):
+    """Where Poisson masks and Gaussian noise come from."""
+
+    def poisson_mask(self, size: int, rate: float) -> NDArray[np.bool_]:
+        """Return (size,) independent coins, true with probability ``rate``."""
+        ...
+
+    def gaussian(self, size: int, std: float) -> NDArray[np.float32]:
+        """Return (size,) independent normals with the given standard deviation."""
+        ...
+
+
+class AesNoise:
+    """The one real ``NoiseSource``: masks and Gaussians from two separate AES-CTR streams."""
+
+    def __init__(self, key: bytes | None = None) -> None:
+        """Start a source.
+
+        Args:
+            key: 32 bytes; by default fresh from the operating system.
+        """
+        self._key = os.urandom(32) if key is None else key
+        self._masks, self._normals = self._stream(b"masks"), self._stream(b"normals")
+
+    @classmethod
+    def seeded(cls, *parts: object) -> AesNoise:
+        """Return a reproducible source named by ``parts``: for tests and simulation only."""
+        return cls(hashlib.sha256(repr(parts).encode()).digest())
+
+    def child(self, *parts: object) -> AesNoise:
+        """Return an independent source, derived from this one's key and a name; the same name gives the same source."""
+        return AesNoise(hashlib.sha256(self._key + repr(parts).encode()).digest())
+
+    def poisson_mask(self, size: int, rate: float) -> NDArray[np.bool_]:
+        """Return (size,) independent coins, true with probability ``rate``."""
+        return self._uniform(self._masks, size) < rate
+
+    def gaussian(self, size: int, std: float) -> NDArray[np.float32]:
+        """Return (size,) independent normals with the given standard deviation."""
+        if std == 0:
+            return np.zeros(size, dtype=np.float32)
+        radius = np.sqrt(-2.0 * np.log1p(-self._uniform(self._normals, 2 * size)))  # (2 size,)
+        angle = 2.0 * np.pi * self._uniform(self._normals, 2 * size)
+        pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])  # (4 size,)
+        scaled: NDArray[np.float64] = pairs.reshape(4, size).sum(axis=0) * (std / 2.0)
+        return scaled.astype(np.float32)
+
+    def _stream(self, name: bytes) -> CipherContext:
+        key = hashlib.sha256(self._key + name).digest()
+        return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    @staticmethod
+    def _uniform(stream: CipherContext, size: int) -> NDArray[np.float64]:
+        """Return (size,) multiples of 2^-53 in [0, 1)."""
+        words = np.frombuffer(stream.update(bytes(8 * size)), dtype="<u8")
+        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

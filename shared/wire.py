@@ -1,0 +1,226 @@
+"""What server and nodes say to each other: one request, one reply, one flat float32 array in each.
+
+A node hosts a shard of users: one in a deployment on devices, many in a simulation. Users are numbered 0..N-1 and user
+u lives in partition ``u % num_partitions``; ``partition_of`` is the only place that says so. Arrays are decoded here
+and not by Flower, which believes the shape that the sender claims and would allocate it.
+
+Flower's cost per array is far above its cost per byte, hence one array per message.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from ownlet.shared.adapter import Vector
+from ownlet.shared.config import Plan
+from ownlet.shared.errors import FederationError
+
+__all__ = [
+    "PLACE_ACTION",
+    "Place",
+    "TrainReply",
+    "TrainRequest",
+    "decode_vector",
+    "partition_of",
+    "place_from_records",
+    "place_to_records",
+    "reply_to_records",
+    "request_from_records",
+    "request_to_records",
+]
+
+PLACE_ACTION = "place"  # Flower message type "query.place": which partition does a node host?
+
+_HEADER_BYTES = 4096  # more than any .npy header
+
+
+def partition_of(user: int, num_partitions: int) -> int:
+    """Return the partition, 0 to ``num_partitions - 1``, in which a user lives."""
+    return user % num_partitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which partition of the population a node hosts."""
+
+    partition: int
+    num_partitions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What the server asks of a node in a round. Every number is public.
+
+    Args:
+        vector: (P,) the global adapter.
+        round: counted from 1.
+        version: of the global adapter.
+        base_hash: of the base that the adapter belongs to.
+        plan: what each user does.
+        unit: the privacy unit, ``user``, ``window`` or ``none``.
+        clip_norm: C, the bound on each user's whole delta; infinity means no bound.
+        users: the users that the node must train, at least one.
+        seed: only in a simulation that must be reproducible; None lets every device draw from its operating system.
+    """
+
+    vector: Vector
+    round: int
+    version: int
+    base_hash: str
+    plan: Plan
+    unit: str
+    clip_norm: float
+    users: tuple[int, ...]
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply:
+    """What a node answers. No loss, norm or count of examples is in it: those are private outputs.
+
+    Args:
+        total: (num_trainable,) the sum of the users' clipped deltas.
+        round: of the request.
+        version: of the adapter that the deltas are relative to.
+        base_hash: of the base that the node trained on.
+        num_users: how many users the node was asked to train, which the server knows already.
+    """
+
+    total: Vector
+    round: int
+    version: int
+    base_hash: str
+    num_users: int
+
+
+def request_to_records(request: TrainRequest) -> RecordDict:
+    """Write a request as Flower records."""
+    values: dict[str, Any] = {
+        "round": request.round,
+        "version": request.version,
+        "base-hash": request.base_hash,
+        "unit": request.unit,
+        "clip-norm": float(request.clip_norm),
+        "users": list(request.users),
+        **{f"plan.{name}": value for name, value in asdict(request.plan).items()},
+    }
+    if request.seed is not None:
+        values["seed"] = request.seed
+    arrays = ArrayRecord({"vector": Array(request.vector)})
+    return RecordDict({"adapter": arrays, "request": ConfigRecord(values)})
+
+
+def request_from_records(records: RecordDict, size: int) -> TrainRequest:
+    """Read what ``request_to_records`` wrote.
+
+    Args:
+        records: the content of a message.
+        size: P, the length of the node's adapter.
+
+    Raises:
+        FederationError: a record is missing, or the vector is not a float32 array (P,).
+        ConfigError: the plan breaks a rule.
+    """
+    values = _config(records, "request")
+    plan = {name.removeprefix("plan."): value for name, value in values.items() if name.startswith("plan.")}
+    try:
+        return TrainRequest(
+            vector=decode_vector(records, "adapter", "vector", size),
+            round=values["round"],
+            version=values["version"],
+            base_hash=values["base-hash"],
+            plan=Plan(**plan),
+            unit=values["unit"],
+            clip_norm=values["clip-norm"],
+            users=tuple(values["users"]),
+            seed=values.get("seed"),
+        )
+    except (KeyError, TypeError) as error:
+        raise FederationError(f"request must have every field, got {error}") from error
+
+
+def reply_to_records(reply: TrainReply) -> RecordDict:
+    """Write a reply as Flower records."""
+    values: dict[str, Any] = {
+        "round": reply.round,
+        "version": reply.version,
+        "base-hash": reply.base_hash,
+        "num-users": reply.num_users,
+    }
+    arrays = ArrayRecord({"total": Array(reply.total)})
+    return RecordDict({"delta": arrays, "reply": ConfigRecord(values)})
+
+
+def place_to_records(place: Place) -> RecordDict:
+    """Write a place as Flower records."""
+    values: dict[str, Any] = {"partition": place.partition, "num-partitions": place.num_partitions}
+    return RecordDict({"place": ConfigRecord(values)})
+
+
+def place_from_records(records: RecordDict) -> Place:
+    """Read what ``place_to_records`` wrote.
+
+    Raises:
+        FederationError: not two integers with 0 <= partition < num_partitions.
+    """
+    values = _config(records, "place")
+    partition, count = values.get("partition"), values.get("num-partitions")
+    if type(partition) is not int or type(count) is not int or not 0 <= partition < count:
+        raise FederationError(f"place must be a partition below num-partitions, got {partition!r} and {count!r}")
+    return Place(partition=partition, num_partitions=count)
+
+
+def decode_vector(records: RecordDict, record: str, name: str, size: int) -> Vector:
+    """Return the one array of a record, decoded by its own bytes and not by what the message claims.
+
+    Args:
+        records: the content of a message.
+        record: which record; it must be an array record.
+        name: the only key that the record may have.
+        size: the length that the array must have.
+
+    Returns:
+        (size,) float32; finite or not.
+
+    Raises:
+        FederationError: missing, another key, dtype, shape or length of data.
+    """
+    arrays = records.get(record)
+    if not isinstance(arrays, ArrayRecord) or set(arrays) != {name}:
+        raise FederationError(f"array record {record} must have exactly the key {name}")
+    data = arrays[name].data
+    if len(data) > 4 * size + _HEADER_BYTES:
+        raise FederationError(f"array must have {size} numbers, got {len(data)} bytes")
+    dtype, shape, start = _npy_header(data)
+    if dtype != np.dtype("<f4"):
+        raise FederationError(f"array must be float32, got dtype={dtype}")
+    if shape != (size,):
+        raise FederationError(f"array must have shape ({size},), got shape={shape}")
+    if len(data) != start + 4 * math.prod(shape):
+        raise FederationError(f"array must have {4 * size} bytes of data, got {len(data) - start}")
+    return np.frombuffer(data, dtype="<f4", offset=start).astype(np.float32)
+
+
+def _npy_header(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("only version 1.0")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise FederationError("array must be in NumPy's .npy format 1.0") from error
+    return dtype, shape, stream.tell()
+
+
+def _config(records: RecordDict, name: str) -> Mapping[str, Any]:
+    config = records.get(name)
+    if not isinstance(config, ConfigRecord):
+        raise FederationError(f"config record {name} must be in the message, got records {sorted(records)}")
+    return config

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from ownlet.shared.adapter import hash_state
+from ownlet.shared.errors import ConfigError
+from ownlet.shared.lora import applied, attach
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def attached(**changes):
+    model = small_model()
+    settings = {"target_modules": ("0", "2"), "rank": 2, "alpha": 6.0, "base_hash": "h"} | changes
+    return model, attach(model, **settings)
+
+
+def test_output_is_that_of_the_merged_weight():
+    model, spec = attached()
+    vector = torch.randn(spec.size)
+    x = torch.randn(5, 6)
+    weights = spec.split(vector)
+    with applied(model, weights):
+        got = model(x)
+    merged = small_model()  # an independent way: W + (alpha / r) B A in a plain layer
+    with torch.no_grad():
+        for name, (a, b) in weights.items():
+            merged.get_submodule(name).weight += 6.0 / 2 * b @ a
+    torch.testing.assert_close(got, merged(x))
+
+
+def test_one_adapter_per_example_equals_one_forward_per_example():
+    model, spec = attached()
+    vectors = torch.randn(5, spec.size)
+    for x in (torch.randn(5, 6), torch.randn(5, 3, 6)):
+        with applied(model, spec.split(vectors)):
+            together = model(x)
+        for i in range(5):
+            with applied(model, spec.split(vectors[i])):
+                torch.testing.assert_close(together[i : i + 1], model(x[i : i + 1]))
+
+
+def test_attach_keeps_parameter_names_and_values_and_freezes():
+    plain, (model, _) = small_model(), attached()
+    assert hash_state(plain.state_dict()) == hash_state(model.state_dict())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_adapter_is_gone_after_the_block_even_when_it_raises():
+    model, spec = attached()
+    x = torch.randn(2, 6)
+    before = model(x)
+    with pytest.raises(RuntimeError, match="mat1"), applied(model, spec.split(torch.randn(spec.size))):
+        model(torch.randn(2, 5))
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"target_modules": ("nothing",)}, {"rank": 0}, {"rank": 5}, {"alpha": 0.0}],
+)
+def test_attach_refuses_what_does_not_fit(change):
+    with pytest.raises(ConfigError):
+        attached(**change)
+
+
+def test_applying_to_a_layer_that_was_not_attached_is_refused():
+    model = small_model()
+    with pytest.raises(ConfigError, match="attached"), applied(model, {"0": (torch.zeros(2, 6), torch.zeros(8, 2))}):
+        pass
