@@ -1,0 +1,161 @@
+"""The reference engine: local DP-SGD as Opacus does it, held to the contract of ``device.train``.
+
+Per-sample gradients come from Opacus' hooks (Yousefpour et al. 2021, https://arxiv.org/abs/2109.12298), clipping and
+averaging from its ``DPOptimizer``. Two things are ours: batches and noise come from our ``NoiseSource``, because
+Opacus' secure mode needs a package that is gone and torch's CPU generator has an effective seed of 32 bits; and an
+empty batch still takes a step, because its noise is part of the mechanism.
+
+The unit protected is one window, under add-or-remove neighbours and Poisson sampling at the plan's rate.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from torch import Tensor, nn
+
+from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import Plan
+from ownlet.shared.errors import PrivacyError, require
+from ownlet.shared.interactions import Windows
+from ownlet.shared.lora import LoRALinear
+from ownlet.shared.model import SASRec
+from ownlet.shared.noise import NoiseSource
+from ownlet.shared.objectives import softmax_loss
+
+__all__ = ["OpacusEngine"]
+
+
+class _LoRAPair(nn.Module):
+    """LoRA as two bias-free linear layers, the form whose per-sample gradients Opacus knows."""
+
+    def __init__(self, layer: LoRALinear, rank: int, train_a: bool) -> None:
+        super().__init__()
+        self.frozen, self.scale = layer, layer.scale
+        self.lora_a = nn.Linear(layer.in_features, rank, bias=False).requires_grad_(train_a)
+        self.lora_b = nn.Linear(rank, layer.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen(x) + self.scale * self.lora_b(self.lora_a(x))  # type: ignore[no-any-return]
+
+
+class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]
+    """A ``DPOptimizer`` whose noise is one draw from a ``NoiseSource``, in the order of the adapter's vector."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan, noise: NoiseSource) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.clip_norm,
+            expected_batch_size=plan.expected_batch,  # a float divides as well
+            loss_reduction="mean",  # divide the noised sum by the public expected batch
+        )
+        self._noise, self._std = noise, plan.noise_std
+
+    def add_noise(self) -> None:
+        """Add the noise of one step to the summed clipped gradients."""
+        sizes = [p.numel() for p in self.params]
+        drawn = torch.from_numpy(self._noise.gaussian(sum(sizes), self._std))
+        for p, piece in zip(self.params, drawn.split(sizes), strict=True):
+            _check_processed_flag(p.summed_grad)
+            p.grad = (p.summed_grad + piece.view_as(p)).view_as(p)
+            _mark_as_processed(p.summed_grad)
+
+
+class OpacusEngine:
+    """Trains with Opacus on a copy of the model; implements ``device.train.Engine``."""
+
+    def __init__(self, model: SASRec, spec: AdapterSpec) -> None:
+        """Copy the model and wrap it, once for all users.
+
+        Args:
+            model: the frozen base, prepared with ``attach``. It is not changed.
+            spec: its adapter's spec.
+
+        Raises:
+            PrivacyError: the base has batch normalisation, whose running statistics would carry one window's data
+                into another's gradient, unseen by clipping and noise.
+        """
+        for name, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise PrivacyError(f"base must not have batch normalisation, got layer {name!r}")
+        self._spec = spec
+        wrapped = copy.deepcopy(model).eval().requires_grad_(False)
+        self._pairs: dict[str, _LoRAPair] = {}
+        for layer in spec.layers:
+            linear = wrapped.get_submodule(layer.name)
+            require(
+                isinstance(linear, LoRALinear), "adapter layers must have been attached to the model", name=layer.name
+            )
+            pair = _LoRAPair(linear, spec.rank, spec.train_a)  # type: ignore[arg-type]
+            pair.lora_a.train(), pair.lora_b.train()  # Opacus records in training mode only; the base stays in eval
+            wrapped.set_submodule(layer.name, pair)
+            self._pairs[layer.name] = pair
+        self._model = GradSampleModule(wrapped, batch_first=True, loss_reduction="sum")
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """The adapter that this engine trains."""
+        return self._spec
+
+    @property
+    def base_state(self) -> dict[str, Tensor]:
+        """The frozen base inside the engine, under the names of the model's own state dict."""
+        state = self._model._module.state_dict()
+        return {k.replace(".frozen.", "."): v for k, v in state.items() if ".lora_a." not in k and ".lora_b." not in k}
+
+    def train(
+        self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
+    ) -> NDArray[np.float32]:
+        """Train one adapter per user, each starting from ``vector``; see ``device.train.Engine``."""
+        require(len(users) == len(noises), "users and noises must be equally many", users=len(users))
+        start = self._spec.check(vector)
+        trained = [self._train_user(start, windows, plan, noise) for windows, noise in zip(users, noises, strict=True)]
+        return np.stack(trained) if trained else np.zeros((0, self._spec.size), np.float32)
+
+    def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
+        self._load(start)
+        parameters = self._trained_parameters()
+        optimizer = _SourcedOptimizer(torch.optim.SGD(parameters, lr=plan.learning_rate), plan, noise)
+        for _ in range(plan.steps):
+            chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
+            optimizer.zero_grad(set_to_none=True)
+            if len(chosen):
+                self._backward(windows, chosen)
+            else:  # nothing to differentiate; the step still clips nothing, adds noise and moves
+                for p in parameters:
+                    p.grad_sample = torch.zeros(0, *p.shape)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return self._spec.check(self._store(), what="trained adapter")
+
+    def _backward(self, windows: Windows, chosen: NDArray[np.int64]) -> None:
+        history, target = torch.from_numpy(windows.history[chosen]), torch.from_numpy(windows.target[chosen])
+        losses = softmax_loss(self._model(history), target, torch.from_numpy(windows.valid[chosen]))
+        with warnings.catch_warnings():  # the first layer's input has no gradient, which is as it should be
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            losses.sum().backward()
+
+    def _trained_parameters(self) -> list[Any]:
+        """Parameters in the order of the vector: every A, then every B."""
+        first = [pair.lora_a.weight for pair in self._pairs.values()] if self._spec.train_a else []
+        return first + [pair.lora_b.weight for pair in self._pairs.values()]
+
+    def _load(self, vector: Vector) -> None:
+        with torch.no_grad():
+            for name, (a, b) in self._spec.split(torch.from_numpy(vector)).items():
+                self._pairs[name].lora_a.weight.copy_(a)
+                self._pairs[name].lora_b.weight.copy_(b)
+
+    def _store(self) -> Vector:
+        weights = {n: (p.lora_a.weight.detach(), p.lora_b.weight.detach()) for n, p in self._pairs.items()}
+        return self._spec.join(weights).numpy()

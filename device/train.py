@@ -1,0 +1,64 @@
+"""The contract of local training, the same for every engine.
+
+An engine takes the global adapter, windows, a public plan and a source of randomness, and returns what the adapter
+became. Two engines that are given equal masks and noise return equal vectors, to float tolerance: a test pins it.
+
+For each user, for each of the plan's steps, in this order: ``noise.poisson_mask(num_windows, plan.sample_rate)``
+chooses the batch; ``noise.gaussian(num_trainable, plan.noise_std)`` is added to the sum of the clipped gradients, also
+when the batch is empty; the sum is divided by ``plan.expected_batch`` and the adapter moves by the learning rate
+against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import Plan
+from ownlet.shared.delta import clip_to_norm, delta_of
+from ownlet.shared.interactions import Windows
+from ownlet.shared.noise import NoiseSource
+
+__all__ = ["Engine", "clipped_deltas"]
+
+
+class Engine(Protocol):
+    """Trains adapters locally. Implementations: ``opacus``, ``executorch`` and the simulation's ``cohort``."""
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """The adapter that this engine trains."""
+        ...
+
+    def train(
+        self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
+    ) -> NDArray[np.float32]:
+        """Train one adapter per user, each starting from ``vector``.
+
+        Args:
+            vector: (P,) the global adapter.
+            users: the windows of each user; one element on a device.
+            plan: the public numbers.
+            noises: one source per user.
+
+        Returns:
+            (users, P) the trained adapters.
+        """
+        ...
+
+
+def clipped_deltas(
+    engine: Engine,
+    vector: Vector,
+    users: Sequence[Windows],
+    plan: Plan,
+    noises: Sequence[NoiseSource],
+    clip_norm: float,
+) -> NDArray[np.float32]:
+    """Train every user and return their deltas, each of L2 norm at most ``clip_norm``, (users, num_trainable)."""
+    trained = engine.train(vector, users, plan, noises)
+    return np.stack([clip_to_norm(delta_of(engine.spec, local, vector), clip_norm) for local in trained])

@@ -1,0 +1,1 @@
+"""Writes base, adapter and training step as one ExecuTorch bundle."""

@@ -1,0 +1,214 @@
+"""A bundle is whole and verified, or it is not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ownlet.export import bundle as bundle_module
+from ownlet.export.bundle import write_bundle
+from ownlet.export.programs import FrozenBase, Method, ProgramShape, build_methods
+from ownlet.export.verify import verify_program
+from ownlet.shared.adapter import load_adapter
+from ownlet.shared.config import WindowConfig
+from ownlet.shared.errors import BundleError, ConfigError
+from ownlet.shared.interactions import Item
+from ownlet.shared.manifest import FORMAT_VERSION, read_manifest
+
+WINDOWS = WindowConfig(window_length=6)
+FILES = ["adapter.safetensors", "items.jsonl", "manifest.json", "program.pte"]
+
+
+@pytest.fixture
+def copied(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copied"))
+
+
+def methods_of(tiny: Any, top_k: int = 10) -> tuple[FrozenBase, tuple[Method, ...]]:
+    base = FrozenBase.of(tiny.model)
+    return base, build_methods(base, tiny.spec, ProgramShape(windows=WINDOWS, batch=2, top_k=top_k))
+
+
+def test_a_bundle_holds_what_its_manifest_says(tiny: Any, tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    assert sorted(path.name for path in tiny_bundle.iterdir()) == FILES
+    assert (manifest.base_hash, manifest.adapter_version) == (tiny.spec.base_hash, 3)
+    assert (manifest.num_items, manifest.max_length, manifest.batch, manifest.top_k) == (50, 12, 2, 10)
+    assert manifest.windows == WINDOWS
+    assert {m.name for m in manifest.methods} == {"score", "recommend", "step", "loss"}
+    step = next(m for m in manifest.methods if m.name == "step")
+    assert [(a.name, a.shape, a.dtype) for a in step.arguments] == [
+        ("vector", (tiny.spec.size,), "float32"),
+        ("history", (2, 6), "int64"),
+        ("target", (2, 6), "int64"),
+        ("valid", (2, 6), "float32"),
+        ("noise", (tiny.spec.num_trainable,), "float32"),
+        ("clip", (), "float32"),
+        ("rate", (), "float32"),
+    ]
+    _, vector, _ = load_adapter(tiny_bundle / "adapter.safetensors", base_hash=manifest.base_hash)
+    np.testing.assert_array_equal(vector, tiny.vector)
+    first = json.loads((tiny_bundle / "items.jsonl").read_text().splitlines()[0])
+    assert first == {"item": 1, "id": "item-1", "title": "Title 1"}
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "items.jsonl", "program.pte"])
+def test_a_flipped_bit_is_refused_by_file_name(copied: Path, name: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} must match its SHA-256"):
+        read_manifest(copied)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "items.jsonl", "program.pte"])
+def test_a_truncated_or_missing_file_is_refused_by_name(copied: Path, name: str) -> None:
+    (copied / name).write_bytes((copied / name).read_bytes()[:-1])
+    with pytest.raises(BundleError, match=rf"{name} must have \d+ bytes"):
+        read_manifest(copied)
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=f"bundle must hold {name}"):
+        read_manifest(copied)
+
+
+def test_an_altered_newer_broken_or_missing_manifest_is_refused(copied: Path) -> None:
+    path = copied / "manifest.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "top_k": 11}))
+    with pytest.raises(BundleError, match="must match its own hash"):
+        read_manifest(copied)
+    path.write_text(json.dumps({**raw, "format_version": FORMAT_VERSION + 1}))
+    with pytest.raises(BundleError, match=f"format must be at most {FORMAT_VERSION}, got format_version=2"):
+        read_manifest(copied)
+    path.write_text("[]")
+    with pytest.raises(BundleError, match="readable JSON"):
+        read_manifest(copied)
+    path.unlink()
+    with pytest.raises(BundleError, match="readable JSON"):
+        read_manifest(copied)
+
+
+def test_a_bundle_that_does_not_agree_is_never_left_and_the_old_one_stays(
+    tiny: Any, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (copied / "program.pte").read_bytes()
+    other = torch.from_numpy(tiny.model.item_embedding.weight.detach().numpy().copy())
+    monkeypatch.setattr(bundle_module, "lower", lambda methods, backend: program)  # a program of other weights
+    arguments: dict[str, Any] = {"version": 4, "items": tiny.items, "windows": WINDOWS, "batch": 2, "top_k": 10}
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    with torch.no_grad():
+        tiny.model.item_embedding.weight[1:].mul_(1.01)
+    try:
+        from dataclasses import replace
+
+        from ownlet.shared.adapter import hash_state
+
+        spec = replace(tiny.spec, base_hash=hash_state(tiny.model.state_dict()))
+        for target in (copied, copied.parent / "fresh"):
+            with pytest.raises(BundleError, match="must agree with eager"):
+                write_bundle(target, tiny.model, spec, tiny.vector, **arguments)
+    finally:
+        with torch.no_grad():
+            tiny.model.item_embedding.weight.copy_(other)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    assert [path.name for path in copied.parent.iterdir()] == ["copied"]
+
+
+def test_a_verified_bundle_replaces_an_old_one(tiny: Any, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (copied / "program.pte").read_bytes()
+    monkeypatch.setattr(bundle_module, "lower", lambda methods, backend: program)  # the right one, without the wait
+    manifest = write_bundle(
+        copied,
+        tiny.model,
+        tiny.spec,
+        tiny.vector,
+        version=4,
+        items=tiny.items,
+        windows=WINDOWS,
+        batch=2,
+        top_k=10,
+    )
+    assert read_manifest(copied) == manifest
+    assert manifest.adapter_version == 4
+    assert [path.name for path in copied.parent.iterdir()] == ["copied"]
+
+
+def test_a_base_other_than_the_adapters_is_refused(tiny: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    spec = replace(tiny.spec, base_hash="0" * 64)
+    with pytest.raises(BundleError, match="base must be 000000000000"):
+        write_bundle(tmp_path / "b", tiny.model, spec, tiny.vector, version=1, items=tiny.items, windows=WINDOWS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "ids, rule",
+    [(["a"], "must be 50"), (["a"] * 50, "must have ids that differ"), ([f"i{n}" for n in range(49)], "must be 50")],
+)
+def test_items_that_do_not_fit_are_refused(tiny: Any, tmp_path: Path, ids: list[str], rule: str) -> None:
+    items = tuple(Item(number=n, id=name) for n, name in enumerate(ids, start=1))
+    with pytest.raises(ConfigError, match=rule):
+        write_bundle(tmp_path / "b", tiny.model, tiny.spec, tiny.vector, version=1, items=items, windows=WINDOWS)
+    backwards = tiny.items[::-1]
+    with pytest.raises(ConfigError, match="in order"):
+        write_bundle(tmp_path / "b", tiny.model, tiny.spec, tiny.vector, version=1, items=backwards, windows=WINDOWS)
+
+
+def test_verify_accepts_the_program_and_names_the_method_that_disagrees(tiny: Any, tiny_bundle: Path) -> None:
+    base, methods = methods_of(tiny)
+    verify_program(tiny_bundle / "program.pte", methods, base, tiny.spec, seed=5)
+
+    from dataclasses import replace
+
+    for name in ("score", "recommend", "step", "loss"):
+        wrong = tuple(
+            replace(m, function=lambda *a, f=m.function: tuple(r + 0.01 for r in f(*a))) if m.name == name else m
+            for m in methods
+        )
+        if name == "score":  # recommend is judged by score, so that one alone
+            wrong = tuple(m for m in wrong if m.name == "score")
+        with pytest.raises(BundleError, match=f"method {name} must agree with eager"):
+            verify_program(tiny_bundle / "program.pte", wrong, base, tiny.spec)
+
+
+def test_a_frozen_base_has_the_very_numbers_of_the_base(tiny: Any) -> None:
+    base, _ = methods_of(tiny)
+    history = torch.tensor([[3, 1, 4], [1, 5, 0]])
+    with torch.no_grad():
+        assert torch.equal(base(history), tiny.model(history))
+        assert torch.equal(base.item_vectors(), tiny.model.item_vectors())
+    assert type(tiny.model) is not FrozenBase
+
+
+def test_ties_come_in_the_order_of_torch_topk(tiny: Any, tiny_bundle: Path) -> None:
+    from ownlet.shared.program import Program
+
+    seen = np.ones(51, np.bool_)
+    seen[[4, 8, 15]] = False  # three items are left, and 47 tie at minus infinity
+    _, methods = methods_of(tiny)
+    recommend = next(m for m in methods if m.name == "recommend")
+    history, length = np.zeros((1, 12), np.int64), np.array([1])
+    items, scores = Program(tiny_bundle / "program.pte").run("recommend", tiny.vector, history, length, seen)
+    want = recommend.function(*(torch.from_numpy(x) for x in (tiny.vector, history, length, seen)))
+    assert items.tolist() == want[0].tolist()
+    assert set(items[:3].tolist()) == {4, 8, 15}
+    assert np.isneginf(scores[3:]).all()
+
+
+@pytest.mark.parametrize(
+    "shape, rule",
+    [
+        (ProgramShape(windows=WindowConfig(window_length=13)), "row_length must be at most max_length 12"),
+        (ProgramShape(windows=WINDOWS, top_k=51), "top_k must be at most num_items 50"),
+    ],
+)
+def test_a_shape_that_does_not_fit_the_base_is_refused(tiny: Any, shape: ProgramShape, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        build_methods(FrozenBase.of(tiny.model), tiny.spec, shape)
