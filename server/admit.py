@@ -1,0 +1,115 @@
+"""Whether one node's reply may enter the adapter. Flower's own strategies check almost nothing of this.
+
+Under the unit ``user`` the privacy guarantee needs each user to move the sum by at most C. The node clips, and the norm
+of its sum is bounded here by users * C, which a node that clips cannot exceed; what a dishonest node does within that
+bound is its own users' loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Message
+
+from ownlet.shared.adapter import Vector
+from ownlet.shared.errors import FederationError, ReplyRejectedError
+from ownlet.shared.wire import decode_vector
+
+__all__ = ["Expected", "admit", "admit_all"]
+
+_TOLERANCE = 1e-4  # rounding of float32 sums
+_REPLY_TYPES = {"round": int, "version": int, "base-hash": str, "num-users": int}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What an admitted reply of this round must be like.
+
+    Args:
+        round: counted from 1.
+        version: of the global adapter that was sent.
+        base_hash: of the base.
+        num_trainable: the length of a delta.
+        clip_norm: C; infinity means no bound.
+        users_by_node: node id -> how many users it was asked to train.
+    """
+
+    round: int
+    version: int
+    base_hash: str
+    num_trainable: int
+    clip_norm: float
+    users_by_node: Mapping[int, int]
+
+
+def admit_all(replies: Iterable[Message], expected: Expected) -> tuple[dict[int, Vector], list[str]]:
+    """Check every reply on its own.
+
+    Args:
+        replies: in any order.
+        expected: what they must be like.
+
+    Returns:
+        node id -> admitted sum (num_trainable,), and the reason for each reply that was not admitted.
+    """
+    admitted: dict[int, Vector] = {}
+    rejected: list[str] = []
+    for reply in replies:
+        try:
+            admitted[reply.metadata.src_node_id] = admit(reply, expected, admitted)
+        except ReplyRejectedError as error:
+            rejected.append(str(error))
+    return admitted, rejected
+
+
+def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> Vector:
+    """Return the sum in a reply if it may enter the adapter.
+
+    Args:
+        reply: what came from a node.
+        expected: what it must be like.
+        already: nodes whose reply has been admitted in this round.
+
+    Returns:
+        (num_trainable,) float32, finite, of norm at most users * C.
+
+    Raises:
+        ReplyRejectedError: names the round, the stage and the node, never its data.
+    """
+    node = reply.metadata.src_node_id
+
+    def reject(stage: str, reason: str) -> ReplyRejectedError:
+        return ReplyRejectedError(f"round {expected.round}, {stage}, node {node}: {reason}")
+
+    if reply.has_error():  # the reason may quote the node's data, the code cannot
+        raise reject("train", f"the node must answer without an error, got error code {reply.error.code}")
+    if node not in expected.users_by_node:
+        raise reject("admit", "the node must have been asked in this round")
+    if node in already:
+        raise reject("admit", "the node must answer once")
+    if set(reply.content) != {"delta", "reply"}:
+        raise reject("admit", f"records must be delta and reply, got {sorted(reply.content)}")
+    if problem := _problem_of_header(reply.content["reply"], expected, expected.users_by_node[node]):
+        raise reject("admit", problem)
+    try:
+        total = decode_vector(reply.content, "delta", "total", expected.num_trainable)
+    except FederationError as error:
+        raise reject("decode", str(error)) from error
+    if not np.isfinite(total).all():
+        raise reject("admit", "the sum must be finite")
+    bound = expected.users_by_node[node] * expected.clip_norm
+    if float(np.linalg.norm(total.astype(np.float64))) > bound * (1 + _TOLERANCE):
+        raise reject("admit", f"the norm of the sum must be at most users * clip_norm, {bound:g}")
+    return total
+
+
+def _problem_of_header(header: object, expected: Expected, num_users: int) -> str | None:
+    if not isinstance(header, ConfigRecord) or {name: type(v) for name, v in header.items()} != _REPLY_TYPES:
+        return f"record reply must be a config record of {_REPLY_TYPES}"
+    wanted = (expected.round, expected.version, expected.base_hash, num_users)
+    for (name, value), want in zip(((n, header[n]) for n in _REPLY_TYPES), wanted, strict=True):
+        if value != want:
+            return f"{name} must be {want!r}, got another"
+    return None

@@ -1,0 +1,68 @@
+"""The Flower side of the server: a thin shell over ``rounds.run_rounds``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ownlet.server.rounds import FederationResult, OnRound, run_rounds
+from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import FederationConfig
+
+__all__ = ["ServerSetup", "make_server_app"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSetup:
+    """What a run needs; the arguments of ``run_rounds``.
+
+    Args:
+        config: the public numbers of the run.
+        spec: of the adapter.
+        vector: (P,) the adapter to start from.
+        num_users: N, the public size of the population.
+        checkpoint: where the state is saved after each round.
+        resume: go on from the checkpoint if there is one.
+        on_round: called after every round.
+        on_result: called at the end.
+    """
+
+    config: FederationConfig
+    spec: AdapterSpec
+    vector: Vector
+    num_users: int
+    checkpoint: Path | None = None
+    resume: bool = False
+    on_round: OnRound | None = None
+    on_result: Callable[[FederationResult], None] | None = None
+
+
+def make_server_app(load_setup: Callable[[Context], ServerSetup]) -> ServerApp:
+    """Return the Flower app of the server.
+
+    Args:
+        load_setup: builds the setup when the run starts; it may read ``context.run_config``.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        setup = load_setup(context)
+        result = run_rounds(
+            grid,
+            setup.config,
+            setup.spec,
+            setup.vector,
+            setup.num_users,
+            checkpoint=setup.checkpoint,
+            resume=setup.resume,
+            on_round=setup.on_round,
+        )
+        if setup.on_result is not None:
+            setup.on_result(result)
+
+    return app

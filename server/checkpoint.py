@@ -1,0 +1,177 @@
+"""The state of a federated run, and its one file.
+
+The file is replaced in one step after every round, so a crash leaves the state after a whole round. Cohorts and noise
+of a seeded run are derived from the seed and the round's number, so no generator state is needed to go on equally.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.errors import FederationError
+from ownlet.shared.privacy import event_to_json, user_level_event, window_level_event
+from ownlet.shared.store import write_atomic
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+__all__ = ["RoundResult", "ServerState", "load_checkpoint", "save_checkpoint", "spent_event"]
+
+_FORMAT = "ownlet-federation-1"
+_MAY_CHANGE = ("rounds", "target_epsilon", "reply_timeout_seconds", "quorum")  # a resumed run may go on longer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """What is known of a finished round. Every number is public, or noised.
+
+    Args:
+        round: counted from 1.
+        version: of the adapter after the round.
+        void: the quorum was not met and nothing changed but the privacy that is charged.
+        num_asked: users in the cohort.
+        num_nodes: nodes that host them.
+        num_admitted: nodes whose reply entered the adapter.
+        rejected: why each other reply did not.
+        num_missing: nodes that were not connected or did not answer in time.
+        epsilon: spent so far, this round included, at the config's ``dp_delta`` and in its unit.
+        update_norm: L2 norm of the released (noised) average delta; 0 in a void round.
+        seconds: how long the round took.
+    """
+
+    round: int
+    version: int
+    void: bool
+    num_asked: int
+    num_nodes: int
+    num_admitted: int
+    rejected: tuple[str, ...]
+    num_missing: int
+    epsilon: float
+    update_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """Everything that lives across rounds.
+
+    Args:
+        vector: (P,) the global adapter.
+        momentum: (num_trainable,) of the server's optimiser.
+        version: how many rounds changed the adapter.
+        participations: (num_users,) how often each user was asked.
+        results: one per finished round, void ones included.
+    """
+
+    vector: Vector
+    momentum: NDArray[np.float64]
+    version: int
+    participations: NDArray[np.int64]
+    results: tuple[RoundResult, ...]
+
+    @classmethod
+    def start(cls, spec: AdapterSpec, vector: Vector, num_users: int) -> ServerState:
+        """Return the state before the first round."""
+        return cls(
+            vector=spec.check(vector).copy(),
+            momentum=np.zeros(spec.num_trainable, dtype=np.float64),
+            version=0,
+            participations=np.zeros(num_users, dtype=np.int64),
+            results=(),
+        )
+
+    def asked(self, cohort: NDArray[np.int64]) -> ServerState:
+        """Return the state in which the users of a cohort have been asked once more."""
+        participations = self.participations.copy()
+        participations[cohort] += 1
+        return replace(self, participations=participations)
+
+
+def spent_event(config: FederationConfig, rounds: int, participations: NDArray[np.int64]) -> DpEvent:
+    """Return the privacy event of a run so far: what its most exposed unit has spent.
+
+    Cohorts do not depend on data, so how often the most asked user took part is public.
+
+    Args:
+        config: the unit and its numbers.
+        rounds: how many rounds began, void ones and empty cohorts included.
+        participations: (num_users,) how often each user was asked.
+    """
+    if config.unit == "user":
+        return user_level_event(config.cohort_rate, config.noise_multiplier, rounds)
+    if config.unit == "window":
+        return window_level_event(config.plan, int(participations.max(initial=0)))
+    return user_level_event(config.cohort_rate, 0.0, rounds)
+
+
+def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, state: ServerState) -> None:
+    """Replace the file at ``path`` with this state, atomically."""
+    event = spent_event(config, len(state.results), state.participations)
+    metadata = {
+        "format": _FORMAT,
+        "spec": spec.to_json(),
+        "config": json.dumps(asdict(config), sort_keys=True),
+        "version": str(state.version),
+        "event": event_to_json(event),
+        "results": json.dumps([asdict(result) for result in state.results]),
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "adapter": state.vector,
+        "momentum": state.momentum,
+        "participations": state.participations,
+    }
+    write_atomic(path, save(arrays, metadata=metadata))
+
+
+def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num_users: int) -> ServerState:
+    """Read what ``save_checkpoint`` wrote, if it belongs to the same run.
+
+    Args:
+        path: the file.
+        config: must equal the saved one, except that the number of rounds, the target epsilon, the quorum and the
+            time-out may differ.
+        spec: must equal the saved one.
+        num_users: must equal the saved one.
+
+    Raises:
+        FederationError: unreadable, or of another run.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FederationError(f"checkpoint must be readable safetensors, got {path}: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise FederationError(f"checkpoint must have format {_FORMAT}, got {metadata.get('format')!r} in {path}")
+    if metadata["spec"] != spec.to_json():
+        raise FederationError(f"checkpoint must belong to this adapter spec and base, got another in {path}")
+    if changed := _differences(json.loads(metadata["config"]), config):
+        raise FederationError(f"checkpoint must belong to this config, got other values of {changed} in {path}")
+    if arrays["participations"].shape != (num_users,):
+        raise FederationError(f"checkpoint must be of {num_users} users, got {len(arrays['participations'])} in {path}")
+    results = json.loads(metadata["results"])
+    return ServerState(
+        vector=spec.check(arrays["adapter"], what=f"adapter in {path}"),
+        momentum=arrays["momentum"],
+        version=int(metadata["version"]),
+        participations=arrays["participations"],
+        results=tuple(RoundResult(**{**result, "rejected": tuple(result["rejected"])}) for result in results),
+    )
+
+
+def _differences(saved: dict[str, Any], config: FederationConfig) -> list[str]:
+    current = json.loads(json.dumps(asdict(config)))
+    names = sorted((set(saved) | set(current)) - set(_MAY_CHANGE))
+    return [name for name in names if saved.get(name) != current.get(name)]

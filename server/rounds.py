@@ -1,0 +1,220 @@
+"""The rounds of a federated run: sample, charge, ask, admit, add up, noise, step, save.
+
+Two things hold in every round. Check fully, then commit: whatever goes wrong with nodes or replies, the adapter is the
+one before the round or the one after it. Charge before asking: a round that turns out void stays charged, because which
+replies fail can depend on data, and because devices that add their own noise have sent theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from ownlet.server.admit import Expected, admit_all
+from ownlet.server.aggregate import noised_average, server_step, sum_of
+from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
+from ownlet.server.nodes import Nodes, split_cohort
+from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.noise import AesNoise, NoiseSource
+from ownlet.shared.privacy import epsilon
+from ownlet.shared.wire import TrainRequest, request_to_records
+
+__all__ = ["FederationResult", "OnRound", "draw_cohort", "run_rounds"]
+
+OnRound = Callable[[RoundResult, Vector], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationResult:
+    """What a run ended with.
+
+    Args:
+        vector: (P,) the last global adapter.
+        version: how many rounds changed it.
+        rounds: one record per round, in order.
+        epsilon: spent in all, at the config's ``dp_delta`` and in its unit.
+        stopped: why the run ended before ``config.rounds``, or None.
+    """
+
+    vector: Vector
+    version: int
+    rounds: tuple[RoundResult, ...]
+    epsilon: float
+    stopped: str | None
+
+
+def run_rounds(
+    grid: Grid,
+    config: FederationConfig,
+    spec: AdapterSpec,
+    vector: Vector,
+    num_users: int,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_round: OnRound | None = None,
+) -> FederationResult:
+    """Run federated rounds until ``config.rounds`` are done or the next one would exceed ``config.target_epsilon``.
+
+    Args:
+        grid: the way to the nodes.
+        config: the public numbers of the run.
+        spec: of the adapter.
+        vector: (P,) the adapter to start from.
+        num_users: N, the public size of the population; users are 0..N-1.
+        checkpoint: where the state is saved after each round.
+        resume: go on from ``checkpoint`` if that file exists. With a seed the result is that of an uninterrupted run.
+        on_round: called after every round with its record and the adapter, once both are saved.
+
+    Returns:
+        The last adapter and a record of every round.
+
+    Raises:
+        AdapterError: the vector does not fit the spec.
+        FederationError: no node connects in time, or the checkpoint is of another run.
+    """
+    state = ServerState.start(spec, vector, num_users)
+    if resume and checkpoint is not None and checkpoint.exists():
+        state = load_checkpoint(checkpoint, config, spec, num_users)
+    nodes = Nodes(grid, config.reply_timeout_seconds)
+    stopped = None
+    while len(state.results) < config.rounds:
+        number, started = len(state.results) + 1, time.monotonic()
+        cohort = draw_cohort(config, num_users, number)
+        charged = state.asked(cohort)
+        spent = epsilon(spent_event(config, number, charged.participations), config.dp_delta)
+        if spent > config.target_epsilon:
+            stopped = f"round {number} would spend epsilon {spent:.3f}, more than the target {config.target_epsilon:g}"
+            _log.warning("stopped: %s", stopped)
+            break
+        answers = _ask(nodes, config, spec, charged, cohort, number)
+        state = _close_round(config, spec, charged, answers, num_users, number, spent, started)
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, config, spec, state)
+        if on_round is not None:
+            on_round(state.results[-1], state.vector)
+    return FederationResult(
+        vector=state.vector,
+        version=state.version,
+        rounds=state.results,
+        epsilon=state.results[-1].epsilon if state.results else 0.0,
+        stopped=stopped,
+    )
+
+
+def draw_cohort(config: FederationConfig, num_users: int, round_number: int) -> NDArray[np.int64]:
+    """Return the users of a round: each of 0..N-1 with probability ``cohort_rate``, independently.
+
+    The source is secret unless the config has a seed, which only a simulation may have.
+    """
+    mask = _noise(config, "cohort", round_number).poisson_mask(num_users, config.cohort_rate)
+    return np.flatnonzero(mask)
+
+
+def _noise(config: FederationConfig, purpose: str, round_number: int) -> NoiseSource:
+    return AesNoise() if config.seed is None else AesNoise.seeded(config.seed, purpose, round_number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What came of asking: users asked by partition, admitted sums by partition, reasons, nodes without an answer."""
+
+    asked: Mapping[int, tuple[int, ...]]
+    admitted: Mapping[int, Vector]
+    rejected: tuple[str, ...]
+    num_missing: int
+
+
+def _ask(
+    nodes: Nodes,
+    config: FederationConfig,
+    spec: AdapterSpec,
+    state: ServerState,
+    cohort: NDArray[np.int64],
+    number: int,
+) -> _Answers:
+    if len(cohort) == 0:
+        return _Answers(asked={}, admitted={}, rejected=(), num_missing=0)
+    node_of, num_partitions = nodes.connected()
+    asked = split_cohort(cohort, num_partitions)
+    reachable = {node_of[partition]: partition for partition in asked if partition in node_of}
+    clip_norm = math.inf if config.unit == "none" else config.clip_norm
+    messages = []
+    for node, partition in reachable.items():
+        request = TrainRequest(
+            vector=state.vector,
+            round=number,
+            version=state.version,
+            base_hash=spec.base_hash,
+            plan=config.plan,
+            unit=config.unit,
+            clip_norm=clip_norm,
+            users=asked[partition],
+            seed=config.seed,
+        )
+        ttl = config.reply_timeout_seconds
+        messages.append(Message(request_to_records(request), node, "train", group_id=str(number), ttl=ttl))
+    replies = list(nodes.grid.send_and_receive(messages, timeout=config.reply_timeout_seconds))
+    expected = Expected(
+        round=number,
+        version=state.version,
+        base_hash=spec.base_hash,
+        num_trainable=spec.num_trainable,
+        clip_norm=clip_norm,
+        users_by_node={node: len(asked[partition]) for node, partition in reachable.items()},
+    )
+    admitted, rejected = admit_all(replies, expected)
+    for reason in rejected:
+        _log.warning("rejected: %s", reason)
+    return _Answers(
+        asked=asked,
+        admitted={reachable[node]: total for node, total in admitted.items()},
+        rejected=tuple(rejected),
+        num_missing=len(asked) - len({reply.metadata.src_node_id for reply in replies} & set(reachable)),
+    )
+
+
+def _close_round(
+    config: FederationConfig,
+    spec: AdapterSpec,
+    state: ServerState,
+    answers: _Answers,
+    num_users: int,
+    number: int,
+    spent: float,
+    started: float,
+) -> ServerState:
+    void = len(answers.admitted) < config.quorum * len(answers.asked)
+    update_norm = 0.0
+    if not void:
+        total = sum_of(answers.admitted, spec.num_trainable)
+        average = noised_average(total, config, num_users, _noise(config, "server", number))
+        vector, momentum = server_step(spec, state.vector, state.momentum, average, config)
+        state = replace(state, vector=spec.check(vector), momentum=momentum, version=state.version + 1)
+        update_norm = float(np.linalg.norm(average))
+    result = RoundResult(
+        round=number,
+        version=state.version,
+        void=void,
+        num_asked=sum(len(users) for users in answers.asked.values()),
+        num_nodes=len(answers.asked),
+        num_admitted=len(answers.admitted),
+        rejected=answers.rejected,
+        num_missing=answers.num_missing,
+        epsilon=spent,
+        update_norm=update_norm,
+        seconds=time.monotonic() - started,
+    )
+    return replace(state, results=(*state.results, result))
