@@ -1,0 +1,1 @@
+"""Populations, runs, their results and the report."""

@@ -1,0 +1,1 @@
+"""Timings and sizes, compared within one run."""

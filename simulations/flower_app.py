@@ -1,0 +1,154 @@
+"""The two apps that ``flwr run .`` starts, over the built-in population.
+
+``pyproject.toml`` names ``simulations.flower_app:server_app`` and ``:client_app`` and the run's settings. Flower copies
+only this file and its package into the app; everything else comes from the installed ``ownlet``. A node of Flower's
+simulation is a process of its own, so each makes the population from its seed and reads the base from the run's folder,
+where the server has put it before it asks anything. Telemetry is off only if the shell that starts ``flwr`` says so:
+``ownlet.shared.quiet`` names the variables.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+
+from ownlet.device.client import Shard, make_client_app
+from ownlet.server.app import ServerSetup, make_server_app
+from ownlet.server.checkpoint import RoundResult
+from ownlet.server.rounds import FederationResult
+from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter, save_adapter
+from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig
+from ownlet.shared.content import content_vectors
+from ownlet.shared.errors import require
+from ownlet.shared.interactions import History
+from ownlet.shared.lora import attach
+from ownlet.shared.model import SASRec
+from ownlet.shared.run_config import federation_config
+from ownlet.shared.splits import leave_one_out, public_device_split
+from ownlet.shared.store import write_atomic
+from ownlet.simulations.cohort import CohortEngine
+from ownlet.simulations.evaluate import all_positions
+from ownlet.simulations.population import make_population
+from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.shard import MemoryShard
+
+__all__ = ["client_app", "server_app"]
+
+_OWN_KEYS = frozenset({"folder", "num-users", "num-items", "data-seed", "dim", "base-epochs", "resume"})
+
+_log = logging.getLogger("flwr")  # the logger that ``flwr run --stream`` shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppData:
+    """The settings that are not the federation's: which population, which base, where the run is kept."""
+
+    folder: str = ""
+    num_users: int = 400
+    num_items: int = 200
+    data_seed: int = 0
+    dim: int = 32
+    base_epochs: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("num_users", "num_items", "dim", "base_epochs"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
+
+    @classmethod
+    def of(cls, context: Context) -> AppData:
+        """Read the settings from a run's configuration."""
+        named = {key.replace("-", "_"): context.run_config[key] for key in _OWN_KEYS & set(context.run_config)}
+        named.pop("resume", None)
+        return cls(**named)  # type: ignore[arg-type]
+
+    @property
+    def path(self) -> Path:
+        """The run's folder; by default one in the user's cache."""
+        return Path(self.folder or "~/.cache/ownlet/flwr").expanduser()
+
+    @property
+    def base_path(self) -> Path:
+        """Where the base for these settings lies."""
+        return (
+            self.path / f"base-u{self.num_users}-i{self.num_items}-s{self.data_seed}-d{self.dim}-e{self.base_epochs}.pt"
+        )
+
+
+def _load_setup(context: Context) -> ServerSetup:
+    data, config = AppData.of(context), _federation(context)
+    if not data.base_path.exists():
+        save_base(data.base_path, _train_base(data))
+    _, spec = _base(data)
+
+    def report(result: RoundResult, vector: Vector) -> None:
+        _log.info(
+            "round %d: asked %d users on %d nodes, admitted %d replies, epsilon %.3f, update norm %.4f",
+            *(result.round, result.num_asked, result.num_nodes, result.num_admitted, result.epsilon),
+            result.update_norm,
+        )
+
+    def finish(result: FederationResult) -> None:
+        save_adapter(data.path / "adapter.safetensors", spec, result.vector, version=result.version)
+        rounds = [asdict(record) for record in result.rounds]
+        write_atomic(data.path / "rounds.json", json.dumps(rounds, indent=1).encode())
+        _log.info("adapter version %d in %s", result.version, data.path)
+
+    return ServerSetup(
+        config=config,
+        spec=spec,
+        vector=initial_adapter(spec, seed=data.data_seed),
+        num_users=len(_histories(data)[1]),
+        checkpoint=data.path / "checkpoint.safetensors",
+        resume=bool(context.run_config.get("resume", False)),
+        on_round=report,
+        on_result=finish,
+    )
+
+
+def _load_shard(context: Context) -> Shard:
+    return _shard(AppData.of(context), _federation(context))
+
+
+@functools.lru_cache(maxsize=1)
+def _shard(data: AppData, config: FederationConfig) -> MemoryShard:
+    model, spec = _base(data)
+    return MemoryShard(CohortEngine(model, spec), _histories(data)[1], config.windows)
+
+
+def _federation(context: Context) -> FederationConfig:
+    return federation_config(context.run_config, other_keys=_OWN_KEYS)
+
+
+@functools.lru_cache(maxsize=1)
+def _histories(data: AppData) -> tuple[tuple[History, ...], tuple[History, ...], Any]:
+    """Return the public users' histories, the device users' training events, and content vectors."""
+    interactions = make_population(data.num_users, data.num_items, data.data_seed).interactions
+    split = public_device_split(interactions, seed=data.data_seed)
+    training = leave_one_out(interactions).train
+    content = content_vectors(interactions.items)
+    return split.public_histories(interactions), tuple(training[user] for user in split.devices), content
+
+
+def _train_base(data: AppData) -> SASRec:
+    public, _, content = _histories(data)
+    recipe = PretrainConfig(max_epochs=data.base_epochs, seed=data.data_seed)
+    shape = ModelConfig(dim=data.dim)
+    training, validation = [history[:-1] for history in public], all_positions(public, last=1)
+    return pretrain(training, validation, content, shape, recipe)
+
+
+def _base(data: AppData) -> tuple[SASRec, AdapterSpec]:
+    model = load_base(data.base_path)
+    base_hash, lora = hash_state(model.state_dict()), AdapterConfig()
+    spec = attach(model, target_modules=lora.target_modules, rank=lora.rank, alpha=lora.alpha, base_hash=base_hash)
+    return model, spec
+
+
+server_app = make_server_app(_load_setup)
+client_app = make_client_app(_load_shard)

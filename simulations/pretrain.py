@@ -1,0 +1,265 @@
+"""Trains the base once, on public users, with full cross-entropy over the catalogue.
+
+Full cross-entropy with early stopping is what makes SASRec strong (Klenitskiy and Vasilev 2023,
+https://arxiv.org/abs/2309.07602). A run leaves a checkpoint after every epoch and continues from it to the same result.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ownlet.shared.config import ModelConfig
+from ownlet.shared.errors import ConfigError, DataError, require
+from ownlet.shared.interactions import History, Item
+from ownlet.shared.metrics import ndcg
+from ownlet.shared.model import SASRec
+from ownlet.shared.store import write_atomic
+from ownlet.simulations.evaluate import Cases, model_ranks
+
+__all__ = ["Epoch", "PretrainConfig", "load_base", "load_catalogue", "pretrain", "save_base"]
+
+_FORMAT = "ownlet-base-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How the base is trained.
+
+    Args:
+        max_epochs: the most passes over the users.
+        patience: stop after this many epochs without a better validation NDCG@10.
+        batch_size: users in a step.
+        learning_rate: peak of the schedule (AdamW).
+        warmup_steps: linear warm-up; then cosine decay to a tenth.
+        weight_decay: of matrices and embeddings, not of norms and biases.
+        gradient_clip: largest L2 norm of a step's gradient.
+        seed: of initialisation, order and dropout.
+    """
+
+    max_epochs: int = 60
+    patience: int = 6
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "patience", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
+        require(self.learning_rate > 0, "learning_rate must be positive", learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch gave: the mean training loss and the validation NDCG@10."""
+
+    number: int
+    loss: float
+    ndcg: float
+    best: bool
+
+
+def pretrain(
+    histories: Sequence[History],
+    validation: Cases,
+    content: NDArray[np.float32],
+    model_config: ModelConfig,
+    config: PretrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> SASRec:
+    """Train a base and return it in eval mode, as it was at its best epoch.
+
+    Args:
+        histories: training events of the public users; only those with two events or more teach anything.
+        validation: cases for early stopping; nothing of them is in ``histories``.
+        content: (num_items + 1, content_dim).
+        model_config: the shape.
+        config: the recipe.
+        checkpoint: file for resuming; removed by nobody, refused if it belongs to other settings.
+        on_epoch: called after each epoch.
+
+    Raises:
+        DataError: no history has two events.
+        ConfigError: the checkpoint was written with other settings.
+    """
+    histories = [h for h in histories if len(h) >= 2]
+    if not histories:
+        raise DataError("training needs a history of at least two events, got none")
+    torch.manual_seed(config.seed)
+    model = SASRec(model_config, torch.from_numpy(content))
+    optimizer = _optimizer(model, config)
+    steps_per_epoch = math.ceil(len(histories) / config.batch_size)
+    schedule = _schedule(optimizer, config, steps_per_epoch)
+    settings = {"model": asdict(model_config), "recipe": asdict(config), "users": len(histories)}
+    best, best_state, since_best, first = -1.0, _copy(model), 0, 1
+    if checkpoint is not None and checkpoint.exists():
+        saved = _load_checkpoint(checkpoint, settings)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["rng"])
+        best, best_state, since_best = saved["best"], saved["best_state"], saved["since_best"]
+        first = saved["epoch"] + 1
+    for number in range(first, config.max_epochs + 1):
+        if since_best >= config.patience:
+            break
+        loss = _train_epoch(model, histories, optimizer, schedule, config, number)
+        model.eval()
+        score = float(ndcg(model_ranks(model, validation), 10).mean())
+        since_best += 1
+        if score > best:
+            best, best_state, since_best = score, _copy(model), 0
+        if checkpoint is not None:
+            state = {
+                "settings": settings,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+                "best": best,
+                "best_state": best_state,
+                "since_best": since_best,
+                "epoch": number,
+            }
+            _save(checkpoint, state)
+        on_epoch(Epoch(number=number, loss=loss, ndcg=score, best=since_best == 0))
+    model.load_state_dict(best_state)
+    return model.eval()
+
+
+def _train_epoch(
+    model: SASRec,
+    histories: Sequence[History],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    config: PretrainConfig,
+    number: int,
+) -> float:
+    model.train()
+    total, count = 0.0, 0
+    for rows, target in _batches(histories, config, model.config.max_length, number):
+        real = target > 0
+        items = model.item_vectors()
+        hidden = model.encode(rows, items)[real]  # (targets, d): no work on padding
+        loss = nn.functional.cross_entropy(hidden @ items[1:].T, target[real] - 1)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        total, count = total + float(loss.detach()) * int(real.sum()), count + int(real.sum())
+    return total / count
+
+
+def _batches(
+    histories: Sequence[History], config: PretrainConfig, max_length: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (rows, targets), each (batch, length), of users of similar length; long histories give a random span."""
+    rng = np.random.default_rng([config.seed, epoch])
+    lengths = np.array([min(len(h), max_length + 1) for h in histories])
+    order = np.argsort(lengths + rng.random(len(lengths)) * 6, kind="stable")  # similar lengths, fresh company
+    starts = rng.permutation(np.arange(0, len(order), config.batch_size))
+    for start in starts:
+        chosen = order[start : start + config.batch_size]
+        longest = int(lengths[chosen].max())
+        rows = np.zeros((len(chosen), longest), dtype=np.int64)
+        for at, user in enumerate(chosen):
+            history = histories[user]
+            first = rng.integers(0, len(history) - lengths[user] + 1)
+            rows[at, : lengths[user]] = history[first : first + lengths[user]]
+        table = torch.from_numpy(rows)
+        yield table[:, :-1], table[:, 1:]
+
+
+def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    plain = [p for p in model.parameters() if p.dim() < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: PretrainConfig, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    total = config.max_epochs * steps_per_epoch
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        share = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def _load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, weights_only=True)
+    if saved["settings"] != settings:
+        raise ConfigError(f"checkpoint must have been written with the same settings, got others in {path}")
+    return saved
+
+
+def save_base(path: Path, model: SASRec, items: Sequence[Item] = ()) -> None:
+    """Write a base and the catalogue that its item numbers mean to one file, atomically."""
+    catalogue = [asdict(item) for item in items]
+    state = {"format": _FORMAT, "config": asdict(model.config), "state": model.state_dict(), "items": catalogue}
+    _save(path, state)
+
+
+def load_base(path: Path) -> SASRec:
+    """Read the base that ``save_base`` wrote, in eval mode.
+
+    Raises:
+        DataError: the file is missing or is not a base.
+    """
+    saved = _load_base(path)
+    model = SASRec(ModelConfig(**saved["config"]), saved["state"]["content"])
+    model.load_state_dict(saved["state"])
+    return model.eval()
+
+
+def load_catalogue(path: Path) -> tuple[Item, ...]:
+    """Read the catalogue that ``save_base`` wrote.
+
+    Raises:
+        DataError: the file is missing or is not a base.
+    """
+    return tuple(Item(**{**item, "genres": tuple(item["genres"])}) for item in _load_base(path)["items"])
+
+
+def _load_base(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
+        raise DataError(f"base must be a readable file, got {path}: {error}") from error
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        raise DataError(f"base must have format {_FORMAT}, got another in {path}")
+    return saved

@@ -1,0 +1,327 @@
+"""One seed of the main experiment: base, federated adapters, personal adapters.
+
+A base is trained on public users and adapters are federated over the devices: one without privacy, and one per epsilon
+with user-level differential privacy. The last is what one would ship, so it is the one that may be published and that
+every device personalises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ownlet.server.checkpoint import RoundResult
+from ownlet.server.rounds import FederationResult
+from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter, save_adapter
+from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
+from ownlet.shared.content import content_vectors
+from ownlet.shared.errors import require
+from ownlet.shared.interactions import cut_windows
+from ownlet.shared.lora import attach
+from ownlet.shared.metrics import ndcg
+from ownlet.shared.model import SASRec
+from ownlet.shared.noise import AesNoise
+from ownlet.shared.privacy import noise_multiplier_for
+from ownlet.simulations.baselines import item_knn, most_popular
+from ownlet.simulations.cohort import CohortEngine
+from ownlet.simulations.evaluate import model_ranks, scorer_ranks
+from ownlet.simulations.pretrain import Epoch, PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.run import simulate
+from ownlet.simulations.setting import DataConfig, Setting
+
+__all__ = [
+    "FederatedRun",
+    "Progress",
+    "PublicRound",
+    "SeedResult",
+    "TrialConfig",
+    "baseline_ranks",
+    "federated_labels",
+    "ranks_by_label",
+    "run_seed",
+]
+
+Ranks = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that an experiment decides.
+
+    The federation's numbers were chosen on held-out public users only; ``docs/decisions.md`` has the measurements.
+
+    Args:
+        data: which interactions.
+        model: shape of the base.
+        recipe: training of the base.
+        adapter: where LoRA goes.
+        federation: the run without noise; its ``unit``, ``noise_multiplier`` and ``seed`` are set per run.
+        personal: local training of the personal adapter, which never leaves the device.
+        epsilons: targets of the private runs, in falling order; the last is shipped.
+        seeds: of base, cohorts and noise.
+        num_nodes: Flower nodes that the devices are spread over.
+        evaluate_every: rounds between evaluations on held-out public users.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recipe: PretrainConfig = field(default_factory=PretrainConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    federation: FederationConfig = field(
+        default_factory=lambda: FederationConfig(
+            rounds=30,
+            cohort_rate=0.3,
+            clip_norm=0.3,
+            server_momentum=0.9,
+            plan=Plan(steps=1, learning_rate=0.3),
+            windows=WindowConfig(window_length=20),
+        )
+    )
+    personal: Plan = field(default_factory=lambda: Plan(steps=1, learning_rate=0.03))
+    epsilons: tuple[float, ...] = (8.0, 2.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_nodes: int = 2
+    evaluate_every: int = 5
+
+    def __post_init__(self) -> None:
+        require(len(self.seeds) > 0, "seeds must be at least one", seeds=self.seeds)
+        require(self.evaluate_every >= 1, "evaluate_every must be at least 1", evaluate_every=self.evaluate_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a long job tells whoever watches. Each is called often and must return quickly."""
+
+    on_stage: Callable[[str, int], None] = lambda name, total: None
+    on_step: Callable[[str], None] = lambda note: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicRound:
+    """One evaluation on held-out public users."""
+
+    round: int
+    ranks: Ranks
+    delta_norm: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FederatedRun:
+    """One federated run of one seed.
+
+    Args:
+        label: ``federated``, ``federated_eps8``, ...
+        config: its public numbers.
+        result: its rounds and last adapter.
+        public: evaluations on held-out public users, round 0 first.
+        ranks: (devices,) of the last adapter on the devices' test events.
+        published: whether the last adapter is not below the base on held-out public users.
+    """
+
+    label: str
+    config: FederationConfig
+    result: FederationResult
+    public: tuple[PublicRound, ...]
+    ranks: Ranks
+    published: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeedResult:
+    """Everything that one seed gave.
+
+    Args:
+        seed: the seed.
+        model: the base, prepared with ``attach``.
+        spec: the adapter's spec.
+        base_ranks: (devices,) of the base.
+        runs: the federated runs, in order.
+        shipped: (P,) the adapter that is published: the last run's, or the one that changes nothing.
+        shipped_version: its version; 0 changes nothing.
+        personal_ranks: (devices,) with each device's own adapter on top of the shipped one.
+    """
+
+    seed: int
+    model: SASRec
+    spec: AdapterSpec
+    base_ranks: Ranks
+    runs: tuple[FederatedRun, ...]
+    shipped: Vector
+    shipped_version: int
+    personal_ranks: Ranks
+
+
+def federated_labels(config: TrialConfig) -> tuple[str, ...]:
+    """Return the names of the federated runs: ``federated``, then one per epsilon."""
+    return ("federated", *(f"federated_eps{epsilon:g}" for epsilon in config.epsilons))
+
+
+def baseline_ranks(setting: Setting) -> dict[str, Ranks]:
+    """Rank the devices' test events by the two baselines, trained on what the base is trained on."""
+    num_items = setting.data.num_items
+    return {
+        "popular": scorer_ranks(most_popular(setting.public, num_items), setting.test),
+        "item_knn": scorer_ranks(item_knn(setting.public, num_items), setting.test),
+    }
+
+
+def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, progress: Progress) -> SeedResult:
+    """Train a base, federate adapters over the devices, and personalise on every device.
+
+    Args:
+        config: the settings.
+        setting: the data.
+        seed: of base, cohorts and noise.
+        folder: for checkpoints; what lies there from an interrupted run with equal settings is continued.
+        progress: told of stages and steps.
+
+    Returns:
+        The results of this seed.
+    """
+    model = _base(config, setting, seed, folder, progress)
+    base_hash = hash_state(model.state_dict())
+    adapter = config.adapter
+    spec = attach(
+        model,
+        target_modules=adapter.target_modules,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        base_hash=base_hash,
+        train_a=adapter.train_a,
+    )
+    start = initial_adapter(spec, seed)
+    epsilons = (math.inf, *config.epsilons)
+    runs = tuple(
+        _federate(config, setting, model, spec, start, label, epsilon, seed, folder, progress)
+        for label, epsilon in zip(federated_labels(config), epsilons, strict=True)
+    )
+    last = runs[-1]
+    shipped, version = (last.result.vector, last.result.version) if last.published else (start, 0)
+    save_adapter(folder / "adapter.safetensors", spec, shipped, version=version)
+    progress.on_stage(f"seed {seed}: personal adapters on {len(setting.devices)} devices", 1)
+    personal = personalise(model, spec, shipped, setting, config, seed)
+    personal_ranks = model_ranks(model, setting.test, spec=spec, vectors=personal)
+    progress.on_step("")
+    return SeedResult(
+        seed=seed,
+        model=model,
+        spec=spec,
+        base_ranks=model_ranks(model, setting.test),
+        runs=runs,
+        shipped=shipped,
+        shipped_version=version,
+        personal_ranks=personal_ranks,
+    )
+
+
+def _base(config: TrialConfig, setting: Setting, seed: int, folder: Path, progress: Progress) -> SASRec:
+    path = folder / "base.pt"
+    if path.exists():
+        return load_base(path)
+    progress.on_stage(f"seed {seed}: base on {len(setting.public)} public users", config.recipe.max_epochs)
+
+    def on_epoch(epoch: Epoch) -> None:
+        progress.on_step(f"loss {epoch.loss:.3f}, NDCG@10 {epoch.ndcg:.4f}{' *' if epoch.best else ''}")
+
+    model = pretrain(
+        setting.public,
+        setting.validation,
+        content_vectors(setting.data.items),
+        config.model,
+        replace(config.recipe, seed=seed),
+        checkpoint=folder / "pretrain.ckpt",
+        on_epoch=on_epoch,
+    )
+    save_base(path, model, setting.data.items)
+    return model
+
+
+def run_config(config: TrialConfig, epsilon: float, seed: int) -> FederationConfig:
+    """Return the settings of one run: no privacy at infinite epsilon, else user-level with the noise that it takes."""
+    plain = replace(config.federation, seed=seed)
+    if math.isinf(epsilon):
+        return replace(plain, unit="none", noise_multiplier=0.0)
+    sigma = noise_multiplier_for(
+        target_epsilon=epsilon, dp_delta=plain.dp_delta, cohort_rate=plain.cohort_rate, rounds=plain.rounds
+    )
+    return replace(plain, unit="user", noise_multiplier=sigma, target_epsilon=epsilon)
+
+
+def _federate(
+    config: TrialConfig,
+    setting: Setting,
+    model: SASRec,
+    spec: AdapterSpec,
+    start: Vector,
+    label: str,
+    epsilon: float,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> FederatedRun:
+    federation = run_config(config, epsilon, seed)
+    engine = CohortEngine(model, spec)
+    progress.on_stage(f"seed {seed}: {label}", federation.rounds)
+    public = [_on_public(model, spec, start, setting, engine, federation, 0)]
+
+    def on_round(result: RoundResult, vector: Vector) -> None:
+        if result.round % config.evaluate_every == 0 or result.round == federation.rounds:
+            public.append(_on_public(model, spec, vector, setting, engine, federation, result.round))
+        quality = float(ndcg(public[-1].ranks, 10).mean())
+        spent = f", ε {result.epsilon:.2f}" if math.isfinite(result.epsilon) else ""
+        progress.on_step(f"NDCG@10 on public users {quality:.4f}{spent}")
+
+    result = simulate(engine, setting.devices, start, federation, num_nodes=config.num_nodes, on_round=on_round)
+    return FederatedRun(
+        label=label,
+        config=federation,
+        result=result,
+        public=tuple(public),
+        ranks=model_ranks(model, setting.test, spec=spec, vectors=result.vector),
+        published=bool(ndcg(public[-1].ranks, 10).mean() >= ndcg(public[0].ranks, 10).mean()),
+    )
+
+
+def _on_public(
+    model: SASRec,
+    spec: AdapterSpec,
+    vector: Vector,
+    setting: Setting,
+    engine: CohortEngine,
+    federation: FederationConfig,
+    number: int,
+) -> PublicRound:
+    """Evaluate on held-out public users, and see how long their deltas would be before clipping."""
+    windows = [cut_windows(history, federation.windows) for history in setting.held_out]
+    noises = [AesNoise.seeded("public", number, user) for user in range(len(windows))]
+    trained = engine.train(vector, windows, federation.plan, noises)
+    norms = np.linalg.norm(trained[:, spec.trainable] - vector[spec.trainable], axis=1)
+    return PublicRound(
+        round=number,
+        ranks=model_ranks(model, setting.validation, spec=spec, vectors=vector),
+        delta_norm=float(np.median(norms)),
+    )
+
+
+def personalise(
+    model: SASRec, spec: AdapterSpec, vector: Vector, setting: Setting, config: TrialConfig, seed: int
+) -> NDArray[np.float32]:
+    """Fine-tune a personal adapter on every device from the shipped one; (devices, P). It never leaves the device."""
+    windows = [cut_windows(history, config.federation.windows) for history in setting.devices]
+    noises = [AesNoise.seeded(seed, "personal", user) for user in range(len(windows))]
+    return CohortEngine(model, spec).train(vector, windows, config.personal, noises)
+
+
+def ranks_by_label(results: Sequence[SeedResult]) -> dict[str, Ranks]:
+    """Return label -> (seeds, devices) ranks of everything that was trained, ``base`` first and ``personal`` last."""
+    labels = [run.label for run in results[0].runs]
+    return {
+        "base": np.stack([result.base_ranks for result in results]),
+        **{label: np.stack([result.runs[at].ranks for result in results]) for at, label in enumerate(labels)},
+        "personal": np.stack([result.personal_ranks for result in results]),
+    }

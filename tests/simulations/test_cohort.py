@@ -1,0 +1,111 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ownlet.shared.adapter import hash_state, initial_adapter
+from ownlet.shared.config import ModelConfig, Plan, WindowConfig
+from ownlet.shared.interactions import cut_windows
+from ownlet.shared.lora import attach
+from ownlet.shared.model import SASRec
+from ownlet.shared.noise import AesNoise
+from ownlet.shared.step import dp_sgd_step
+from ownlet.simulations.cohort import CohortEngine
+
+WINDOWS = WindowConfig(window_length=6)
+NOISY = Plan(steps=3, learning_rate=0.2, sample_rate=0.6, expected_batch=2.0, clip_norm=0.05, noise_multiplier=0.8)
+PLAIN = Plan(steps=3, learning_rate=0.2)
+
+
+def setup(train_a=False):
+    torch.manual_seed(0)
+    model = SASRec(ModelConfig(dim=16, max_length=10), torch.zeros(31, 4)).eval()
+    model.item_embedding.weight.requires_grad_(False)[1:] = torch.randn(30, 16)
+    targets = ("query", "down")
+    base_hash = hash_state(model.state_dict())
+    spec = attach(model, target_modules=targets, rank=2, alpha=4.0, base_hash=base_hash, train_a=train_a)
+    return model, spec, initial_adapter(spec, 0)
+
+
+def some_users(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [cut_windows(rng.integers(1, 31, rng.integers(0, 25)), WINDOWS) for _ in range(count)]
+
+
+def sources(count):
+    return [AesNoise.seeded("user", user) for user in range(count)]
+
+
+def one_by_one(model, spec, vector, users, plan, noises):
+    """The contract, read literally: one user and one step after the other."""
+    trained = []
+    for windows, noise in zip(users, noises, strict=True):
+        local = torch.from_numpy(vector)
+        for _ in range(plan.steps):
+            mask = torch.from_numpy(noise.poisson_mask(len(windows), plan.sample_rate))
+            drawn = torch.from_numpy(noise.gaussian(spec.num_trainable, plan.noise_std))
+            valid = torch.from_numpy(windows.valid) * mask[:, None]
+            rate = torch.tensor(plan.learning_rate / plan.expected_batch)
+            history, target = torch.from_numpy(windows.history), torch.from_numpy(windows.target)
+            if len(windows):
+                local, _, _ = dp_sgd_step(
+                    model, spec, local, history, target, valid, drawn, torch.tensor(plan.clip_norm), rate
+                )
+            else:
+                local = local.clone()
+                local[spec.trainable] -= rate * drawn
+        trained.append(local.numpy())
+    return np.stack(trained)
+
+
+@pytest.mark.parametrize("plan", [NOISY, PLAIN], ids=["noisy", "plain"])
+@pytest.mark.parametrize("train_a", [False, True])
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_a_cohort_gives_what_its_users_give_one_by_one(count, train_a, plan):
+    model, spec, vector = setup(train_a)
+    users = some_users(count)
+    expected = one_by_one(model, spec, vector, users, plan, sources(count))
+    got = CohortEngine(model, spec).train(vector, users, plan, sources(count))
+    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
+
+
+def test_chunk_size_never_changes_the_result():
+    model, spec, vector = setup()
+    users = some_users(30)
+    whole = CohortEngine(model, spec, max_windows=1000).train(vector, users, NOISY, sources(30))
+    for size in (1, 7):
+        small = CohortEngine(model, spec, max_windows=size).train(vector, users, NOISY, sources(30))
+        np.testing.assert_allclose(small, whole, rtol=1e-4, atol=2e-6)
+
+
+def test_a_user_without_windows_is_unchanged_without_noise_and_noised_with_it():
+    model, spec, vector = setup()
+    nobody = [cut_windows(np.array([], np.int64), WINDOWS), cut_windows(np.array([3]), WINDOWS)]
+    engine = CohortEngine(model, spec)
+    np.testing.assert_array_equal(engine.train(vector, nobody, PLAIN, sources(2)), np.stack([vector, vector]))
+    noised = engine.train(vector, nobody, NOISY, sources(2)) - vector
+    std = NOISY.noise_std * NOISY.learning_rate / NOISY.expected_batch * math.sqrt(NOISY.steps)
+    assert noised[:, spec.trainable].std() == pytest.approx(std, rel=0.2)
+    assert not noised[:, : spec.trainable.start].any()
+
+
+def test_no_users_give_no_rows():
+    model, spec, vector = setup()
+    assert CohortEngine(model, spec).train(vector, [], PLAIN, []).shape == (0, spec.size)
+
+
+def test_training_lowers_the_loss_and_keeps_the_base():
+    model, spec, vector = setup()
+    users = some_users(10, seed=1)
+    plan = Plan(steps=10, learning_rate=1.0, expected_batch=3.0)
+    trained = CohortEngine(model, spec).train(vector, users, plan, sources(10))
+    for windows, local in zip(users, trained, strict=True):
+        if len(windows) == 0:
+            continue
+        parts = [torch.from_numpy(part) for part in (windows.history, windows.target, windows.valid)]
+        zero = (torch.zeros(spec.num_trainable), torch.tensor(1.0), torch.tensor(0.0))
+        before = dp_sgd_step(model, spec, torch.from_numpy(vector), *parts, *zero)[1].sum()
+        after = dp_sgd_step(model, spec, torch.from_numpy(local), *parts, *zero)[1].sum()
+        assert after < before
+    assert hash_state(model.state_dict()) == spec.base_hash
