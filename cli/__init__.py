@@ -1,0 +1,1 @@
+"""The command ``ownlet``, one thin file per subcommand."""

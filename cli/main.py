@@ -1,0 +1,86 @@
+"""The command ``ownlet``: one thin file per subcommand, registered here.
+
+Subcommands import what is heavy (torch, flwr, polars) inside their functions, so ``ownlet --help`` answers at once.
+Errors that ownlet raises on purpose end in one line on stderr and exit code 2; anything else is a bug and shows where.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
+from ownlet.cli.demo import demo
+from ownlet.cli.export import export
+from ownlet.cli.pretrain import pretrain
+from ownlet.cli.simulate import simulate
+from ownlet.shared.errors import OwnletError
+
+__all__ = ["COMMANDS", "build_app", "main"]
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "simulate": simulate,
+    "export": export,
+}
+
+
+class _Group(TyperGroup):
+    """Ends an ``OwnletError`` of any subcommand in one line, unless ``--debug`` asks for the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except OwnletError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+def build_app(commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
+    """Return the application with these subcommands.
+
+    Args:
+        commands: subcommand -> function; its signature and docstring become the options and the help.
+    """
+    app = typer.Typer(
+        name="ownlet",
+        cls=_Group,
+        callback=_root,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for name, function in commands.items():
+        app.command(name)(function)
+    return app
+
+
+def main() -> None:
+    """Run the command line; never returns normally."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    build_app(COMMANDS)(prog_name="ownlet")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ownlet {importlib.metadata.version('ownlet')}")
+        raise typer.Exit
+
+
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """On-device personalization of recommenders under differential privacy."""

@@ -1,0 +1,68 @@
+"""``ownlet pretrain``: train a base."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ownlet.cli.options import Core, Data, Name, Overwrite, Runs, Seed, Threads, use_threads
+
+__all__ = ["pretrain"]
+
+
+class Users(StrEnum):
+    """Who the base is trained on."""
+
+    public = "public"
+    everybody = "all"
+
+
+def pretrain(
+    data: Data = None,
+    core: Core = 5,
+    users: Annotated[
+        Users, typer.Option(help="public: 30 % of users, tested on the others. all: everybody, leave-one-out.")
+    ] = Users.public,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="The most passes over the users; early stopping ends sooner.")
+    ] = 60,
+    dim: Annotated[int, typer.Option(min=2, help="Width of the hidden states.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    seed: Seed = 0,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    overwrite: Overwrite = False,
+    threads: Threads = 0,
+) -> None:
+    """Train the base recommender and compare it with most-popular and item-kNN.
+
+    Leaves base.pt in the run folder. With --name an interrupted run is continued from its last epoch.
+    """
+    from rich.console import Console
+
+    from ownlet.cli.progress import progress_bars
+    from ownlet.shared.config import ModelConfig
+    from ownlet.simulations.base_run import BaseRunConfig, run_pretrain
+    from ownlet.simulations.findings import quality_row
+    from ownlet.simulations.pretrain import PretrainConfig
+    from ownlet.simulations.report import quality_table
+    from ownlet.simulations.results import RunFolder
+    from ownlet.simulations.setting import DataConfig
+
+    use_threads(threads)
+    config = BaseRunConfig(
+        data=DataConfig(path=data, core=core, seed=seed),
+        users=users.value,
+        model=ModelConfig(dim=dim, num_layers=layers),
+        recipe=PretrainConfig(max_epochs=epochs, learning_rate=learning_rate, seed=seed),
+    )
+    folder = RunFolder.create(runs, "pretrain", config, seed, name=name, overwrite=overwrite)
+    console = Console()
+    with progress_bars(console) as progress:
+        quality = run_pretrain(config, folder, progress)
+    console.print(quality_table(tuple(quality_row(label, metrics) for label, metrics in quality.items())))
+    console.print(f"Base: {folder.path / 'base.pt'}", highlight=False, soft_wrap=True)
