@@ -16,13 +16,17 @@ def demo(
     data: Data = None,
     core: Core = 5,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds to average over.")] = 3,
+    public_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of users that is public. Default: 0.3 with --data, 0.1 for the built-in population."),
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Federated rounds of each run.")] = None,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
     threads: Threads = 0,
 ) -> None:
-    """Run everything: base, federated adapters with and without privacy, personal adapters, bundle, report.
+    """Run the whole flow: base, federated and personal adapters, bundle, report.
 
     On two cores this takes some minutes. It ends with a table of quality on device users, the privacy spent, bytes and
     latencies, and leaves a run folder with report.html, the bundle and machine-readable results.
@@ -39,7 +43,10 @@ def demo(
     from ownlet.simulations.trial import TrialConfig
 
     use_threads(threads)
-    config = TrialConfig(data=DataConfig(path=data, core=core), seeds=tuple(range(seeds)))
+    if public_fraction is None:  # the built-in population is so easy that a base on more users leaves nothing to learn
+        public_fraction = 0.1 if data is None else 0.3
+    source = DataConfig(path=data, core=core, public_fraction=public_fraction)
+    config = TrialConfig(data=source, seeds=tuple(range(seeds)))
     if rounds is not None:
         config = replace(config, federation=replace(config.federation, rounds=rounds))
     folder = RunFolder.create(runs, "demo", config, config.seeds[0], name=name, overwrite=overwrite)

@@ -47,7 +47,7 @@ def simulate(
     ] = None,
     dp_delta: Annotated[float, typer.Option(help="The delta at which epsilon is stated.")] = 1e-5,
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 30,
-    cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.3,
+    cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.2,
     clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of a user's delta.")] = 0.3,
     steps: Annotated[int, typer.Option(min=1, help="Local steps in a round.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.3,

@@ -25,7 +25,7 @@ from ownlet.device.charges import Charge, append_charge, read_charges
 from ownlet.device.executorch_engine import ExecutorchEngine
 from ownlet.device.history import EventHistory
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter, save_adapter
-from ownlet.shared.config import Plan
+from ownlet.shared.config import PERSONAL_PLAN, Plan
 from ownlet.shared.delta import Update, clip_to_norm, delta_of
 from ownlet.shared.errors import BundleError, DataError, PrivacyError, require
 from ownlet.shared.interactions import cut_windows
@@ -153,13 +153,13 @@ class Personalizer:
         changes nothing and a plan with noise adds its noise all the same, as its guarantee demands.
 
         Args:
-            plan: the public numbers; by default three steps without noise, for use on this device only.
+            plan: the public numbers; by default ``PERSONAL_PLAN``, without noise, for use on this device only.
             noise: by default a fresh source keyed by the operating system; another one for tests only.
 
         Raises:
             AdapterError: the training diverged; the adapter is as before, the charge stays.
         """
-        plan = Plan() if plan is None else plan
+        plan = PERSONAL_PLAN if plan is None else plan
         windows = cut_windows(self._events(), self._manifest.windows)
         if plan.noise_multiplier > 0 and self._manifest.windows.context_length > 0:
             raise PrivacyError("context_length must be 0 where windows are the privacy unit, got a bundle with context")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ownlet.shared.errors import require
 
-__all__ = ["AdapterConfig", "FederationConfig", "ModelConfig", "Plan", "WindowConfig"]
+__all__ = ["PERSONAL_PLAN", "AdapterConfig", "FederationConfig", "ModelConfig", "Plan", "WindowConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,10 @@ class Plan:
     def noise_std(self) -> float:
         """Standard deviation of the noise on a step's gradient sum, sigma times C."""
         return self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
+
+
+PERSONAL_PLAN = Plan(steps=1, learning_rate=0.03)
+"""Training of a personal adapter that stays on its device: without noise, and gentle (docs/decisions.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

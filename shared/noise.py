@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -42,7 +43,14 @@ class AesNoise:
             key: 32 bytes; by default fresh from the operating system.
         """
         self._key = os.urandom(32) if key is None else key
-        self._masks, self._normals = self._stream(b"masks"), self._stream(b"normals")
+
+    @cached_property
+    def _masks(self) -> CipherContext:
+        return self._stream(b"masks")
+
+    @cached_property
+    def _normals(self) -> CipherContext:
+        return self._stream(b"normals")
 
     @classmethod
     def seeded(cls, *parts: object) -> AesNoise:

@@ -28,7 +28,7 @@ ROW_NAMES = {
     "federated": "federated, no privacy",
     "federated_eps8": "federated, ε = 8",
     "federated_eps2": "federated, ε = 2",
-    "personal": "personal",
+    "personal": "personal, on ε = 2",
 }
 
 

@@ -1,20 +1,20 @@
-"""The two apps that ``flwr run .`` starts, over the built-in population.
+"""The two apps that ``flwr run .`` starts, over the built-in population or a file of interactions.
 
-``pyproject.toml`` names ``simulations.flower_app:server_app`` and ``:client_app`` and the run's settings. Flower copies
-only this file and its package into the app; everything else comes from the installed ``ownlet``. A node of Flower's
-simulation is a process of its own, so each makes the population from its seed and reads the base from the run's folder,
-where the server has put it before it asks anything. Telemetry is off only if the shell that starts ``flwr`` says so:
-``ownlet.shared.quiet`` names the variables.
+``pyproject.toml`` names ``simulations.flower_app:server_app`` and ``:client_app`` and the run's settings. Flower
+copies only this file and its package into the app; everything else comes from the installed ``ownlet``. A node of
+Flower's simulation is a process of its own, so each prepares the data itself and reads the base from the run's
+folder, where the server has put it before it asks anything. Telemetry is off only if the shell that starts ``flwr``
+says so: ``ownlet.shared.quiet`` names the variables.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 
@@ -26,21 +26,18 @@ from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapt
 from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import require
-from ownlet.shared.interactions import History
 from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
 from ownlet.shared.run_config import federation_config
-from ownlet.shared.splits import leave_one_out, public_device_split
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import all_positions
-from ownlet.simulations.population import make_population
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.setting import DataConfig, Setting, prepare
 from ownlet.simulations.shard import MemoryShard
 
 __all__ = ["client_app", "server_app"]
 
-_OWN_KEYS = frozenset({"folder", "num-users", "num-items", "data-seed", "dim", "base-epochs", "resume"})
+_OWN_KEYS = frozenset({"folder", "data", "num-users", "num-items", "data-seed", "dim", "base-epochs", "resume"})
 
 _log = logging.getLogger("flwr")  # the logger that ``flwr run --stream`` shows
 
@@ -50,6 +47,7 @@ class AppData:
     """The settings that are not the federation's: which population, which base, where the run is kept."""
 
     folder: str = ""
+    data: str = ""
     num_users: int = 400
     num_items: int = 200
     data_seed: int = 0
@@ -73,17 +71,22 @@ class AppData:
         return Path(self.folder or "~/.cache/ownlet/flwr").expanduser()
 
     @property
+    def source(self) -> DataConfig:
+        """Return the settings of the data."""
+        path = Path(self.data).expanduser() if self.data else None
+        return DataConfig(path=path, num_users=self.num_users, num_items=self.num_items, seed=self.data_seed)
+
+    @property
     def base_path(self) -> Path:
         """Where the base for these settings lies."""
-        return (
-            self.path / f"base-u{self.num_users}-i{self.num_items}-s{self.data_seed}-d{self.dim}-e{self.base_epochs}.pt"
-        )
+        settings = replace(self, folder="")  # the same base serves every run over it
+        return self.path / f"base-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.pt"
 
 
 def _load_setup(context: Context) -> ServerSetup:
     data, config = AppData.of(context), _federation(context)
     if not data.base_path.exists():
-        save_base(data.base_path, _train_base(data))
+        save_base(data.base_path, _train_base(data), _setting(data).data.items)
     _, spec = _base(data)
 
     def report(result: RoundResult, vector: Vector) -> None:
@@ -103,7 +106,7 @@ def _load_setup(context: Context) -> ServerSetup:
         config=config,
         spec=spec,
         vector=initial_adapter(spec, seed=data.data_seed),
-        num_users=len(_histories(data)[1]),
+        num_users=len(_setting(data).devices),
         checkpoint=data.path / "checkpoint.safetensors",
         resume=bool(context.run_config.get("resume", False)),
         on_round=report,
@@ -118,7 +121,7 @@ def _load_shard(context: Context) -> Shard:
 @functools.lru_cache(maxsize=1)
 def _shard(data: AppData, config: FederationConfig) -> MemoryShard:
     model, spec = _base(data)
-    return MemoryShard(CohortEngine(model, spec), _histories(data)[1], config.windows)
+    return MemoryShard(CohortEngine(model, spec), _setting(data).devices, config.windows)
 
 
 def _federation(context: Context) -> FederationConfig:
@@ -126,21 +129,15 @@ def _federation(context: Context) -> FederationConfig:
 
 
 @functools.lru_cache(maxsize=1)
-def _histories(data: AppData) -> tuple[tuple[History, ...], tuple[History, ...], Any]:
-    """Return the public users' histories, the device users' training events, and content vectors."""
-    interactions = make_population(data.num_users, data.num_items, data.data_seed).interactions
-    split = public_device_split(interactions, seed=data.data_seed)
-    training = leave_one_out(interactions).train
-    content = content_vectors(interactions.items)
-    return split.public_histories(interactions), tuple(training[user] for user in split.devices), content
+def _setting(data: AppData) -> Setting:
+    return prepare(data.source)
 
 
 def _train_base(data: AppData) -> SASRec:
-    public, _, content = _histories(data)
+    setting = _setting(data)
     recipe = PretrainConfig(max_epochs=data.base_epochs, seed=data.data_seed)
-    shape = ModelConfig(dim=data.dim)
-    training, validation = [history[:-1] for history in public], all_positions(public, last=1)
-    return pretrain(training, validation, content, shape, recipe)
+    content = content_vectors(setting.data.items)
+    return pretrain(setting.public, setting.validation, content, ModelConfig(dim=data.dim), recipe)
 
 
 def _base(data: AppData) -> tuple[SASRec, AdapterSpec]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter, save_adapter
-from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
+from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import cut_windows
@@ -75,18 +75,18 @@ class TrialConfig:
     federation: FederationConfig = field(
         default_factory=lambda: FederationConfig(
             rounds=30,
-            cohort_rate=0.3,
+            cohort_rate=0.2,
             clip_norm=0.3,
             server_momentum=0.9,
             plan=Plan(steps=1, learning_rate=0.3),
             windows=WindowConfig(window_length=20),
         )
     )
-    personal: Plan = field(default_factory=lambda: Plan(steps=1, learning_rate=0.03))
+    personal: Plan = PERSONAL_PLAN
     epsilons: tuple[float, ...] = (8.0, 2.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_nodes: int = 2
-    evaluate_every: int = 5
+    evaluate_every: int = 10
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds must be at least one", seeds=self.seeds)

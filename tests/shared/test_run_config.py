@@ -64,7 +64,7 @@ def test_the_settings_of_flwr_run_name_every_field() -> None:
         for key, value in table.items()
         for name, inner in (value.items() if isinstance(value, dict) else [("", value)])
     }
-    own = {"num-users", "num-items", "data-seed", "dim", "base-epochs", "folder", "resume"}
+    own = {"data", "num-users", "num-items", "data-seed", "dim", "base-epochs", "folder", "resume"}
     assert own <= set(flat)
     config = federation_config(flat, other_keys=frozenset(own))
     assert (config.seed, config.plan.clip_norm) == (None, math.inf)
