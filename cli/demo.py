@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ownlet.cli.options import Core, Data, Name, Overwrite, Runs, Threads, use_threads
+from ownlet.cli.options import Core, Data, Name, Overwrite, Runs
 
 __all__ = ["demo"]
 
@@ -24,7 +24,6 @@ def demo(
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
-    threads: Threads = 0,
 ) -> None:
     """Run the whole flow: base, federated and personal adapters, bundle, report.
 
@@ -42,7 +41,6 @@ def demo(
     from ownlet.simulations.setting import DataConfig
     from ownlet.simulations.trial import TrialConfig
 
-    use_threads(threads)
     if public_fraction is None:  # the built-in population is so easy that a base on more users leaves nothing to learn
         public_fraction = 0.1 if data is None else 0.3
     source = DataConfig(path=data, core=core, public_fraction=public_fraction)

@@ -37,16 +37,13 @@ def export(
     from ownlet.export.bundle import write_bundle
     from ownlet.shared.adapter import hash_state, initial_adapter, load_adapter
     from ownlet.shared.config import AdapterConfig, WindowConfig
-    from ownlet.shared.lora import attach
+    from ownlet.shared.lora import attach, attach_adapter
     from ownlet.simulations.pretrain import load_base, load_catalogue
 
     model = load_base(base)
     base_hash = hash_state(model.state_dict())
     if adapter is None:
-        plain = AdapterConfig()
-        spec = attach(
-            model, target_modules=plain.target_modules, rank=plain.rank, alpha=plain.alpha, base_hash=base_hash
-        )
+        spec = attach_adapter(model, AdapterConfig())
         vector, version = initial_adapter(spec, seed=0), 0
     else:
         spec, vector, version = load_adapter(adapter, base_hash=base_hash)

@@ -68,8 +68,6 @@ def build_app(commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
 def main() -> None:
     """Run the command line; never returns normally."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("torchao", "torch.utils._pytree"):  # imported by the exporter; they warn of GPU kernels not used here
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     build_app(COMMANDS)(prog_name="ownlet")
 
 

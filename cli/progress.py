@@ -6,17 +6,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from ownlet.simulations.trial import Progress
+from ownlet.simulations.progress import Progress, Step
 
 __all__ = ["progress_bars"]
 
 
+class _Terminal:
+    """Shows stages as bars; without a terminal, one plain line as each stage ends."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Step]:
+        """Open a stage; see ``Progress``."""
+        task = self._bars.add_task(name, total=total, note="")
+        last = ""
+
+        def step(note: str) -> None:
+            nonlocal last
+            last = note
+            self._bars.update(task, advance=1, note=note)
+
+        yield step
+        self._bars.update(task, total=self._bars.tasks[task].completed)  # a stage may end early
+        if not self._bars.console.is_terminal:
+            self._bars.console.print(f"{name}: {last}" if last else name, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """Show stages as bars inside the block; without a terminal, one plain line as each stage ends."""
+    """Show the stages that are opened inside the block."""
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -27,24 +50,5 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         console=console,
         disable=not console.is_terminal,
     )
-    open_stage: list[tuple[TaskID, str, str]] = []
-
-    def finish() -> None:
-        if open_stage:
-            task, name, note = open_stage.pop()
-            bars.update(task, total=bars.tasks[task].completed)
-            if not console.is_terminal:
-                console.print(f"{name}: {note}" if note else name, highlight=False, markup=False)
-
-    def on_stage(name: str, total: int) -> None:
-        finish()
-        open_stage.append((bars.add_task(name, total=total, note=""), name, ""))
-
-    def on_step(note: str) -> None:
-        task, name, _ = open_stage.pop()
-        bars.update(task, advance=1, note=note)
-        open_stage.append((task, name, note))
-
     with bars:
-        yield Progress(on_stage=on_stage, on_step=on_step)
-        finish()
+        yield _Terminal(bars)

@@ -9,6 +9,7 @@ Source: https://docs.pytorch.org/executorch/stable/using-executorch-export.html.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +56,8 @@ def lower(methods: Sequence[Method], backend: Backend = "xnnpack") -> bytes:
     require(backend in ("xnnpack", "portable"), "backend must be xnnpack or portable", backend=backend)
     with warnings.catch_warnings():  # exporter and partitioner warn of their own deprecations, at import too
         warnings.simplefilter("ignore")
+        for name in ("torchao", "torch.utils._pytree"):  # imported by the exporter; they miss GPU kernels
+            logging.getLogger(name).setLevel(logging.ERROR)
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
         exported = {m.name: torch.export.export(trace(m, backend), m.example, strict=False) for m in methods}

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ownlet.shared.adapter import AdapterSpec, LayerShape
+from ownlet.shared.adapter import AdapterSpec, LayerShape, hash_state
+from ownlet.shared.config import AdapterConfig
 from ownlet.shared.errors import ConfigError, require
 
-__all__ = ["LoRALinear", "applied", "attach"]
+__all__ = ["LoRALinear", "applied", "attach", "attach_adapter"]
 
 LayerWeights = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -93,6 +94,18 @@ def attach(
         LayerShape(name=n, in_features=m.in_features, out_features=m.out_features) for n, m in chosen.items()
     )
     return AdapterSpec(layers=layers, rank=rank, alpha=alpha, base_hash=base_hash, train_a=train_a)
+
+
+def attach_adapter(model: nn.Module, config: AdapterConfig) -> AdapterSpec:
+    """Attach the configured adapter to a base that has none yet; its hash is taken here. See ``attach``."""
+    return attach(
+        model,
+        target_modules=config.target_modules,
+        rank=config.rank,
+        alpha=config.alpha,
+        base_hash=hash_state(model.state_dict()),
+        train_a=config.train_a,
+    )
 
 
 def _matches(name: str, target: str) -> bool:

@@ -16,9 +16,9 @@ from ownlet.shared.splits import leave_one_out
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import Epoch, PretrainConfig, pretrain, save_base
+from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.setting import DataConfig, data_facts, load_interactions, prepare
-from ownlet.simulations.trial import Progress
 
 __all__ = ["BaseRunConfig", "run_pretrain"]
 
@@ -70,21 +70,21 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
     started = time.monotonic()
     task = _public_task(config.data) if config.users == "public" else _leave_one_out_task(config.data)
     rows: list[dict[str, object]] = []
-    progress.on_stage(f"base on {len(task.histories)} users", config.recipe.max_epochs)
+    with progress.stage(f"base on {len(task.histories)} users", config.recipe.max_epochs) as step:
 
-    def on_epoch(epoch: Epoch) -> None:
-        rows.append({"epoch": epoch.number, "loss": epoch.loss, "validation_ndcg@10": epoch.ndcg})
-        progress.on_step(f"loss {epoch.loss:.3f}, NDCG@10 {epoch.ndcg:.4f}{' *' if epoch.best else ''}")
+        def on_epoch(epoch: Epoch) -> None:
+            rows.append({"epoch": epoch.number, "loss": epoch.loss, "validation_ndcg@10": epoch.ndcg})
+            step(str(epoch))
 
-    model = pretrain(
-        task.histories,
-        task.validation,
-        content_vectors(task.items),
-        config.model,
-        config.recipe,
-        checkpoint=folder.path / "pretrain.ckpt",
-        on_epoch=on_epoch,
-    )
+        model = pretrain(
+            task.histories,
+            task.validation,
+            content_vectors(task.items),
+            config.model,
+            config.recipe,
+            checkpoint=folder.path / "pretrain.ckpt",
+            on_epoch=on_epoch,
+        )
     save_base(folder.path / "base.pt", model, task.items)
     folder.write_metrics(rows)
     ranks = {

@@ -6,6 +6,7 @@ Every stage is the real one, at the size of a workstation; nothing is skipped or
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,18 +34,19 @@ from ownlet.simulations.findings import (
     RunRecord,
     quality_row,
 )
+from ownlet.simulations.progress import Progress
 from ownlet.simulations.report import write_report
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.setting import Setting, prepare
 from ownlet.simulations.trial import (
     FederatedRun,
-    Progress,
     SeedResult,
     TrialConfig,
     baseline_ranks,
     ranks_by_label,
     run_seed,
 )
+from ownlet.simulations.workers import worker_pool
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -95,34 +97,22 @@ def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress) -> Demo
         The findings.
     """
     started = time.monotonic()
-    progress.on_stage("reading interactions, most popular, item-kNN", 2)
-    setting = prepare(config.data)
-    progress.on_step("")
-    baselines = baseline_ranks(setting)
-    progress.on_step("")
-    results = [run_seed(config, setting, seed, folder.path / f"seed-{seed}", progress) for seed in config.seeds]
+    with progress.stage("reading interactions, most popular, item-kNN", 2) as step:
+        setting = prepare(config.data)
+        step("")
+        baselines = baseline_ranks(setting)
+        step("")
+    bundle = folder.path / "bundle"
+    results = _train_and_export(config, setting, folder.path, bundle, progress)
     folder.write_metrics([row for result in results for row in _metric_rows(result)])
 
     first = results[0]
-    progress.on_stage("exporting and verifying the bundle", 1)
-    bundle = folder.path / "bundle"
-    write_bundle(
-        bundle,
-        first.model,
-        first.spec,
-        first.shipped,
-        version=first.shipped_version,
-        items=setting.data.items,
-        windows=config.federation.windows,
-    )
-    progress.on_step("")
-    progress.on_stage("recommending in a fresh process from the bundle", 1)
-    agreement = compare_with_device(bundle, first.model, first.spec, first.shipped, setting)
-    progress.on_step(f"{agreement.equal} of {agreement.asked} devices agree")
-    progress.on_stage("timing the device program", 1)
-    device = measure(bundle, first.model, first.spec)
-    progress.on_step("")
-
+    with progress.stage("recommending in a fresh process from the bundle", 1) as step:
+        agreement = compare_with_device(bundle, first.model, first.spec, first.shipped, setting)
+        step(f"{agreement.equal} of {agreement.asked} devices agree")
+    with progress.stage("timing the device program", 1) as step:
+        device = measure(bundle, first.model, first.spec)
+        step("")
     everything = baselines | ranks_by_label(results)
     report = _report(config, setting, results, everything, device)
     page = write_report(folder.path / "report.html", report)
@@ -138,6 +128,33 @@ def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress) -> Demo
         bundle=bundle,
         page=page,
     )
+
+
+def _train_and_export(
+    config: TrialConfig, setting: Setting, folder: Path, bundle: Path, progress: Progress
+) -> list[SeedResult]:
+    """Run the seeds in processes of their own; the bundle is written as soon as the first seed is done."""
+    workers = config.workers or min(len(config.seeds), os.cpu_count() or 1)
+    with worker_pool(workers, progress) as pool:
+        seeds = [pool.submit(run_seed, config, setting, seed, folder / f"seed-{seed}") for seed in config.seeds]
+        exported = pool.submit(_export, config, setting, seeds[0].result(), bundle)
+        results = [seed.result() for seed in seeds]
+        exported.result()
+    return results
+
+
+def _export(config: TrialConfig, setting: Setting, result: SeedResult, bundle: Path, progress: Progress) -> None:
+    with progress.stage("exporting and verifying the bundle", 1) as step:
+        write_bundle(
+            bundle,
+            result.model,
+            result.spec,
+            result.shipped,
+            version=result.shipped_version,
+            items=setting.data.items,
+            windows=config.federation.windows,
+        )
+        step("")
 
 
 def wire_bytes(spec: AdapterSpec, config: FederationConfig) -> tuple[int, int]:

@@ -11,19 +11,19 @@ from typing import Literal, get_args
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
-from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter, save_adapter
+from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.config import AdapterConfig, FederationConfig
 from ownlet.shared.errors import ConfigError, require
-from ownlet.shared.lora import attach
+from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import Metric, ndcg, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
 from ownlet.simulations.evaluate import Cases, model_ranks
 from ownlet.simulations.pretrain import load_base
+from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, prepare
-from ownlet.simulations.trial import Progress
 
 __all__ = ["EngineName", "FederatedRunConfig", "FederatedRunResult", "make_engine", "run_federated"]
 
@@ -98,39 +98,30 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
             f"data must have the catalogue of the base, got {setting.data.num_items} items where "
             f"the base has {model.num_items}"
         )
-    adapter = config.adapter
-    spec = attach(
-        model,
-        target_modules=adapter.target_modules,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        base_hash=hash_state(model.state_dict()),
-        train_a=adapter.train_a,
-    )
+    spec = attach_adapter(model, config.adapter)
     start = initial_adapter(spec, config.federation.seed or 0)
     engine = make_engine(config, model, spec, start, folder.path)
     public: dict[int, float] = {0: _public_ndcg(model, spec, start, setting.validation)}
-    progress.on_stage(
-        f"{config.federation.unit}-level rounds over {len(setting.devices)} devices", config.federation.rounds
-    )
+    name = "rounds" if config.federation.unit == "none" else f"{config.federation.unit}-level rounds"
+    with progress.stage(f"{name} over {len(setting.devices)} devices", config.federation.rounds) as step:
 
-    def on_round(result: RoundResult, vector: Vector) -> None:
-        if result.round % config.evaluate_every == 0 or result.round == config.federation.rounds:
-            public[result.round] = _public_ndcg(model, spec, vector, setting.validation)
-        spent = f", ε {result.epsilon:.3f}" if math.isfinite(result.epsilon) else ""
-        void = ", void" if result.void else ""
-        progress.on_step(f"NDCG@10 on public users {public[max(public)]:.4f}{spent}{void}")
+        def on_round(result: RoundResult, vector: Vector) -> None:
+            if result.round % config.evaluate_every == 0 or result.round == config.federation.rounds:
+                public[result.round] = _public_ndcg(model, spec, vector, setting.validation)
+            spent = f", ε {result.epsilon:.3f}" if math.isfinite(result.epsilon) else ""
+            void = ", void" if result.void else ""
+            step(f"NDCG@10 on public users {public[max(public)]:.4f}{spent}{void}")
 
-    result = simulate(
-        engine,
-        setting.devices,
-        start,
-        config.federation,
-        num_nodes=config.num_nodes,
-        checkpoint=folder.path / "federation.ckpt",
-        resume=True,
-        on_round=on_round,
-    )
+        result = simulate(
+            engine,
+            setting.devices,
+            start,
+            config.federation,
+            num_nodes=config.num_nodes,
+            checkpoint=folder.path / "federation.ckpt",
+            resume=True,
+            on_round=on_round,
+        )
     last = _public_ndcg(model, spec, result.vector, setting.validation)
     published = folder.path / "adapter.safetensors" if last >= public[0] else None
     if published is not None:

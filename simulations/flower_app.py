@@ -22,11 +22,11 @@ from ownlet.device.client import Shard, make_client_app
 from ownlet.server.app import ServerSetup, make_server_app
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
-from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter, save_adapter
+from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import require
-from ownlet.shared.lora import attach
+from ownlet.shared.lora import attach_adapter
 from ownlet.shared.model import SASRec
 from ownlet.shared.run_config import federation_config
 from ownlet.shared.store import write_atomic
@@ -142,9 +142,7 @@ def _train_base(data: AppData) -> SASRec:
 
 def _base(data: AppData) -> tuple[SASRec, AdapterSpec]:
     model = load_base(data.base_path)
-    base_hash, lora = hash_state(model.state_dict()), AdapterConfig()
-    spec = attach(model, target_modules=lora.target_modules, rank=lora.rank, alpha=lora.alpha, base_hash=base_hash)
-    return model, spec
+    return model, attach_adapter(model, AdapterConfig())
 
 
 server_app = make_server_app(_load_setup)

@@ -71,6 +71,9 @@ class Epoch:
     ndcg: float
     best: bool
 
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}, NDCG@10 {self.ndcg:.4f}{' (best)' if self.best else ''}"
+
 
 def pretrain(
     histories: Sequence[History],
@@ -91,7 +94,7 @@ def pretrain(
         model_config: the shape.
         config: the recipe.
         checkpoint: file for resuming; removed by nobody, refused if it belongs to other settings.
-        on_epoch: called after each epoch.
+        on_epoch: called after each epoch; when a training is continued, first for those that are done already.
 
     Raises:
         DataError: no history has two events.
@@ -106,7 +109,8 @@ def pretrain(
     steps_per_epoch = math.ceil(len(histories) / config.batch_size)
     schedule = _schedule(optimizer, config, steps_per_epoch)
     settings = {"model": asdict(model_config), "recipe": asdict(config), "users": len(histories)}
-    best, best_state, since_best, first = -1.0, _copy(model), 0, 1
+    best, best_state, since_best = -1.0, _copy(model), 0
+    epochs: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
         saved = _load_checkpoint(checkpoint, settings)
         model.load_state_dict(saved["model"])
@@ -114,8 +118,10 @@ def pretrain(
         schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"])
         best, best_state, since_best = saved["best"], saved["best_state"], saved["since_best"]
-        first = saved["epoch"] + 1
-    for number in range(first, config.max_epochs + 1):
+        epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
+        for epoch in epochs:
+            on_epoch(epoch)
+    for number in range(len(epochs) + 1, config.max_epochs + 1):
         if since_best >= config.patience:
             break
         loss = _train_epoch(model, histories, optimizer, schedule, config, number)
@@ -124,6 +130,7 @@ def pretrain(
         since_best += 1
         if score > best:
             best, best_state, since_best = score, _copy(model), 0
+        epochs.append(Epoch(number=number, loss=loss, ndcg=score, best=since_best == 0))
         if checkpoint is not None:
             state = {
                 "settings": settings,
@@ -134,10 +141,10 @@ def pretrain(
                 "best": best,
                 "best_state": best_state,
                 "since_best": since_best,
-                "epoch": number,
+                "epochs": [asdict(epoch) for epoch in epochs],
             }
             _save(checkpoint, state)
-        on_epoch(Epoch(number=number, loss=loss, ndcg=score, best=since_best == 0))
+        on_epoch(epochs[-1])
     model.load_state_dict(best_state)
     return model.eval()
 
@@ -221,9 +228,19 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(path, weights_only=True)
-    if saved["settings"] != settings:
+    saved = _read(path, "checkpoint")
+    if saved.get("settings") != settings:
         raise ConfigError(f"checkpoint must have been written with the same settings, got others in {path}")
+    return saved
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
+        raise DataError(f"{what} must be a readable file, got {path}: {error}") from error
+    if not isinstance(saved, dict):
+        raise DataError(f"{what} must be a file that ownlet wrote, got {path}")
     return saved
 
 
@@ -256,10 +273,7 @@ def load_catalogue(path: Path) -> tuple[Item, ...]:
 
 
 def _load_base(path: Path) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
-        raise DataError(f"base must be a readable file, got {path}: {error}") from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+    saved = _read(path, "base")
+    if saved.get("format") != _FORMAT:
         raise DataError(f"base must have format {_FORMAT}, got another in {path}")
     return saved

@@ -8,7 +8,7 @@ every device personalises.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
-from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter, save_adapter
+from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import cut_windows
-from ownlet.shared.lora import attach
+from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
@@ -30,13 +30,13 @@ from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import model_ranks, scorer_ranks
-from ownlet.simulations.pretrain import Epoch, PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting
 
 __all__ = [
     "FederatedRun",
-    "Progress",
     "PublicRound",
     "SeedResult",
     "TrialConfig",
@@ -65,6 +65,7 @@ class TrialConfig:
         epsilons: targets of the private runs, in falling order; the last is shipped.
         seeds: of base, cohorts and noise.
         num_nodes: Flower nodes that the devices are spread over.
+        workers: processes that seeds run in; None is one per core, never more than seeds.
         evaluate_every: rounds between evaluations on held-out public users.
     """
 
@@ -86,19 +87,12 @@ class TrialConfig:
     epsilons: tuple[float, ...] = (8.0, 2.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_nodes: int = 2
+    workers: int | None = None
     evaluate_every: int = 10
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds must be at least one", seeds=self.seeds)
         require(self.evaluate_every >= 1, "evaluate_every must be at least 1", evaluate_every=self.evaluate_every)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What a long job tells whoever watches. Each is called often and must return quickly."""
-
-    on_stage: Callable[[str, int], None] = lambda name, total: None
-    on_step: Callable[[str], None] = lambda note: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,16 +178,7 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
         The results of this seed.
     """
     model = _base(config, setting, seed, folder, progress)
-    base_hash = hash_state(model.state_dict())
-    adapter = config.adapter
-    spec = attach(
-        model,
-        target_modules=adapter.target_modules,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        base_hash=base_hash,
-        train_a=adapter.train_a,
-    )
+    spec = attach_adapter(model, config.adapter)
     start = initial_adapter(spec, seed)
     epsilons = (math.inf, *config.epsilons)
     runs = tuple(
@@ -203,10 +188,10 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
     last = runs[-1]
     shipped, version = (last.result.vector, last.result.version) if last.published else (start, 0)
     save_adapter(folder / "adapter.safetensors", spec, shipped, version=version)
-    progress.on_stage(f"seed {seed}: personal adapters on {len(setting.devices)} devices", 1)
-    personal = personalise(model, spec, shipped, setting, config, seed)
-    personal_ranks = model_ranks(model, setting.test, spec=spec, vectors=personal)
-    progress.on_step("")
+    with progress.stage(f"seed {seed}: personal adapters on {len(setting.devices)} devices", 1) as step:
+        personal = personalise(model, spec, shipped, setting, config, seed)
+        personal_ranks = model_ranks(model, setting.test, spec=spec, vectors=personal)
+        step("")
     return SeedResult(
         seed=seed,
         model=model,
@@ -223,20 +208,16 @@ def _base(config: TrialConfig, setting: Setting, seed: int, folder: Path, progre
     path = folder / "base.pt"
     if path.exists():
         return load_base(path)
-    progress.on_stage(f"seed {seed}: base on {len(setting.public)} public users", config.recipe.max_epochs)
-
-    def on_epoch(epoch: Epoch) -> None:
-        progress.on_step(f"loss {epoch.loss:.3f}, NDCG@10 {epoch.ndcg:.4f}{' *' if epoch.best else ''}")
-
-    model = pretrain(
-        setting.public,
-        setting.validation,
-        content_vectors(setting.data.items),
-        config.model,
-        replace(config.recipe, seed=seed),
-        checkpoint=folder / "pretrain.ckpt",
-        on_epoch=on_epoch,
-    )
+    with progress.stage(f"seed {seed}: base on {len(setting.public)} public users", config.recipe.max_epochs) as step:
+        model = pretrain(
+            setting.public,
+            setting.validation,
+            content_vectors(setting.data.items),
+            config.model,
+            replace(config.recipe, seed=seed),
+            checkpoint=folder / "pretrain.ckpt",
+            on_epoch=lambda epoch: step(str(epoch)),
+        )
     save_base(path, model, setting.data.items)
     return model
 
@@ -266,17 +247,18 @@ def _federate(
 ) -> FederatedRun:
     federation = run_config(config, epsilon, seed)
     engine = CohortEngine(model, spec)
-    progress.on_stage(f"seed {seed}: {label}", federation.rounds)
     public = [_on_public(model, spec, start, setting, engine, federation, 0)]
 
-    def on_round(result: RoundResult, vector: Vector) -> None:
-        if result.round % config.evaluate_every == 0 or result.round == federation.rounds:
-            public.append(_on_public(model, spec, vector, setting, engine, federation, result.round))
-        quality = float(ndcg(public[-1].ranks, 10).mean())
-        spent = f", ε {result.epsilon:.2f}" if math.isfinite(result.epsilon) else ""
-        progress.on_step(f"NDCG@10 on public users {quality:.4f}{spent}")
+    with progress.stage(f"seed {seed}: {label}", federation.rounds) as step:
 
-    result = simulate(engine, setting.devices, start, federation, num_nodes=config.num_nodes, on_round=on_round)
+        def on_round(result: RoundResult, vector: Vector) -> None:
+            if result.round % config.evaluate_every == 0 or result.round == federation.rounds:
+                public.append(_on_public(model, spec, vector, setting, engine, federation, result.round))
+            quality = float(ndcg(public[-1].ranks, 10).mean())
+            spent = f", ε {result.epsilon:.2f}" if math.isfinite(result.epsilon) else ""
+            step(f"NDCG@10 on public users {quality:.4f}{spent}")
+
+        result = simulate(engine, setting.devices, start, federation, num_nodes=config.num_nodes, on_round=on_round)
     return FederatedRun(
         label=label,
         config=federation,

@@ -13,9 +13,10 @@ from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig, P
 from ownlet.shared.manifest import read_manifest
 from ownlet.simulations.demo import run_demo
 from ownlet.simulations.pretrain import PretrainConfig
+from ownlet.simulations.progress import Silent
 from ownlet.simulations.results import RunFolder, check_summary
 from ownlet.simulations.setting import DataConfig
-from ownlet.simulations.trial import Progress, TrialConfig
+from ownlet.simulations.trial import TrialConfig
 
 CONFIG = TrialConfig(
     data=DataConfig(num_users=200, num_items=120),
@@ -34,8 +35,13 @@ CONFIG = TrialConfig(
 def finished(tmp_path_factory: pytest.TempPathFactory):
     stages = []
     folder = RunFolder.create(tmp_path_factory.mktemp("runs"), "demo", CONFIG, 0, name="tiny")
-    progress = Progress(on_stage=lambda name, total: stages.append(name))
-    return run_demo(CONFIG, folder, progress), folder, stages
+
+    class Watcher(Silent):
+        def stage(self, name, total):
+            stages.append(name)
+            return super().stage(name, total)
+
+    return run_demo(CONFIG, folder, Watcher()), folder, stages
 
 
 def test_every_stage_runs_and_the_bundle_recommends_what_the_model_does(finished):

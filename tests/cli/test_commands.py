@@ -1,0 +1,122 @@
+"""The subcommands as a user types them, on a small file of interactions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from ownlet.cli.main import COMMANDS, build_app
+from ownlet.device import Personalizer
+from ownlet.shared.adapter import load_adapter
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(build_app(COMMANDS), [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refuse(*arguments: object) -> str:
+    result = CliRunner().invoke(build_app(COMMANDS), [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Interactions in which every item is followed by its neighbour most of the time."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "events.csv"
+    lines = ["user,item,timestamp"]
+    for user in range(120):
+        item = int(rng.integers(30))
+        for second in range(10):
+            lines.append(f"u{user},i{item},{second}")
+            item = (item + 1) % 30 if rng.random() < 0.8 else int(rng.integers(30))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(data: Path) -> Path:
+    runs = data.parent / "runs"
+    output = run(
+        "pretrain", "--data", data, "--core", 0, "--dim", 16, "--layers", 1, "--epochs", 8, "--learning-rate", 0.01,
+        "--runs", runs, "--name", "base",
+    )  # fmt: skip
+    assert "item-kNN" in output
+    return runs / "base" / "base.pt"
+
+
+def simulate(base: Path, data: Path, name: str, *more: object) -> Path:
+    runs = base.parents[1]
+    run("simulate", "--base", base, "--data", data, "--core", 0, "--runs", runs, "--name", name, "--rounds", 3, *more)
+    return runs / name
+
+
+def test_pretrain_learns_and_reports(base: Path) -> None:
+    summary = json.loads((base.parent / "summary.json").read_text())
+    assert summary["data"] == {"name": "events", "users": 120, "items": 30, "interactions": 1200}
+    quality = {label: metrics["ndcg@10"]["value"] for label, metrics in summary["quality"].items()}
+    assert quality["base"] > quality["popular"]
+    assert pl.read_parquet(base.parent / "metrics.parquet").columns == ["epoch", "loss", "validation_ndcg@10"]
+
+
+def test_user_level_simulation_spends_what_it_was_allowed(base: Path, data: Path) -> None:
+    folder = simulate(base, data, "user", "--target-epsilon", 2, "--nodes", 3)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 1.8 < summary["privacy"]["federated"]["epsilon"] <= 2
+    assert summary["privacy"]["federated"]["unit"] == "user"
+    assert list(pl.read_parquet(folder / "metrics.parquet")["round"]) == [1, 2, 3]
+
+
+def test_engines_agree_on_a_window_level_run(base: Path, data: Path) -> None:
+    window = ("--unit", "window", "--noise-multiplier", 0.5, "--window-length", 5, "--learning-rate", 0.05)
+    vectors = []
+    for engine in ("cohort", "opacus"):
+        folder = simulate(base, data, engine, *window, "--engine", engine, "--cohort-rate", 0.1)
+        assert json.loads((folder / "summary.json").read_text())["privacy"]["federated"]["unit"] == "window"
+        vectors.append(checkpoint_vector(folder))
+    np.testing.assert_allclose(vectors[0], vectors[1], rtol=1e-4, atol=1e-6)
+
+
+def checkpoint_vector(folder: Path) -> np.ndarray:
+    """Return the adapter in a run's checkpoint: a run whose adapter is below the base publishes none."""
+    return load_file(folder / "federation.ckpt")["vector"]
+
+
+def test_a_run_without_privacy_claims_none(base: Path, data: Path) -> None:
+    folder = simulate(base, data, "plain", "--unit", "none")
+    assert "privacy" not in json.loads((folder / "summary.json").read_text())
+
+
+def test_mistakes_end_in_one_line_and_exit_code_2(base: Path, data: Path, tmp_path: Path) -> None:
+    runs = ("--runs", tmp_path)
+    assert "neither" in refuse("simulate", "--base", base, "--data", data, *runs)
+    assert "base must be a readable file" in refuse("simulate", "--base", "no.pt", "--unit", "none", *runs)
+    assert "catalogue" in refuse("simulate", "--base", base, "--unit", "none", *runs)
+    assert "learning_rate must be positive, got learning_rate=-1.0" in refuse(
+        "pretrain", "--data", data, "--learning-rate", -1, *runs
+    )
+    assert "must not be taken by a finished run" in refuse(
+        "pretrain", "--data", data, "--runs", base.parents[1], "--name", "base"
+    )
+    assert not list(tmp_path.glob("*/summary.json"))
+
+
+@pytest.mark.slow
+def test_an_exported_run_recommends_in_an_app(base: Path, data: Path, tmp_path: Path) -> None:
+    folder = simulate(base, data, "shipped", "--unit", "none", "--engine", "executorch", "--rank", 2)
+    adapter = folder / "adapter.safetensors"
+    published = ("--adapter", adapter) if adapter.exists() else ()
+    run("export", "--base", base, *published, "--out", tmp_path / "bundle")
+    if published:
+        assert load_adapter(tmp_path / "bundle" / "adapter.safetensors")[2] == load_adapter(adapter)[2]
+    with Personalizer.open(tmp_path / "bundle", tmp_path / "state") as personalizer:
+        personalizer.record("i3", 0)
+        personalizer.record("i4", 1)
+        assert "i5" in [found.item for found in personalizer.recommend(5)]
