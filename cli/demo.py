@@ -49,7 +49,7 @@ def demo(
         config = replace(config, federation=replace(config.federation, rounds=rounds))
     folder = RunFolder.create(runs, "demo", config, config.seeds[0], name=name, overwrite=overwrite)
     console = Console()
-    with progress_bars(console) as progress:
+    with folder.discarded_on_refusal(), progress_bars(console) as progress:
         result = run_demo(config, folder, progress)
     report = result.report
     console.print()
@@ -77,5 +77,9 @@ def demo(
         highlight=False,
     )
     if not all(result.published):
-        console.print("An adapter below the base on public users was not published; the base was shipped instead.")
+        console.print(
+            f"Not published in {result.published.count(False)} of {len(result.published)} seeds: the adapter was below "
+            "the base on held-out public users, so the base was shipped instead.",
+            highlight=False,
+        )
     console.print(f"Report: {result.page}\nBundle: {result.bundle}", highlight=False, soft_wrap=True)

@@ -62,7 +62,7 @@ def pretrain(
     )
     folder = RunFolder.create(runs, "pretrain", config, seed, name=name, overwrite=overwrite)
     console = Console()
-    with progress_bars(console) as progress:
+    with folder.discarded_on_refusal(), progress_bars(console) as progress:
         quality = run_pretrain(config, folder, progress)
     console.print(quality_table(tuple(quality_row(label, metrics) for label, metrics in quality.items())))
     console.print(f"Base: {folder.path / 'base.pt'}", highlight=False, soft_wrap=True)

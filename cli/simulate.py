@@ -127,7 +127,7 @@ def simulate(
     )
     folder = RunFolder.create(runs, "simulate", config, seed, name=name, overwrite=overwrite)
     console = Console()
-    with progress_bars(console) as progress:
+    with folder.discarded_on_refusal(), progress_bars(console) as progress:
         result = run_federated(config, folder, progress)
     console.print(quality_table(tuple(quality_row(label, metrics) for label, metrics in result.quality.items())))
     if math.isfinite(result.federation.epsilon):

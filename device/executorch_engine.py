@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
@@ -58,10 +59,7 @@ class ExecutorchEngine:
         self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
     ) -> NDArray[np.float32]:
         """Train one adapter per user, each starting from ``vector``; see ``device.train.Engine``."""
-        require(len(users) == len(noises), "users and noises must be equally many", users=len(users))
-        start = self._spec.check(vector)
-        trained = [self._train_user(start, windows, plan, noise) for windows, noise in zip(users, noises, strict=True)]
-        return np.stack(trained) if trained else np.zeros((0, self._spec.size), np.float32)
+        return train_each(self._train_user, self._spec, vector, users, plan, noises)
 
     def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score every item as the next one.

@@ -23,6 +23,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor, nn
 
+from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import PrivacyError, require
@@ -117,10 +118,7 @@ class OpacusEngine:
         self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
     ) -> NDArray[np.float32]:
         """Train one adapter per user, each starting from ``vector``; see ``device.train.Engine``."""
-        require(len(users) == len(noises), "users and noises must be equally many", users=len(users))
-        start = self._spec.check(vector)
-        trained = [self._train_user(start, windows, plan, noise) for windows, noise in zip(users, noises, strict=True)]
-        return np.stack(trained) if trained else np.zeros((0, self._spec.size), np.float32)
+        return train_each(self._train_user, self._spec, vector, users, plan, noises)
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
         self._load(start)

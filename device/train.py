@@ -11,7 +11,7 @@ against it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.delta import clip_to_norm, delta_of
+from ownlet.shared.errors import require
 from ownlet.shared.interactions import Windows
 from ownlet.shared.noise import NoiseSource
 
-__all__ = ["Engine", "clipped_deltas"]
+__all__ = ["Engine", "clipped_deltas", "train_each"]
 
 
 class Engine(Protocol):
@@ -49,6 +50,26 @@ class Engine(Protocol):
             (users, P) the trained adapters.
         """
         ...
+
+
+def train_each(
+    train_user: Callable[[Vector, Windows, Plan, NoiseSource], Vector],
+    spec: AdapterSpec,
+    vector: Vector,
+    users: Sequence[Windows],
+    plan: Plan,
+    noises: Sequence[NoiseSource],
+) -> NDArray[np.float32]:
+    """Be the ``train`` of an engine that takes one user after the other.
+
+    Raises:
+        AdapterError: the vector does not fit the spec.
+        ConfigError: not as many sources as users.
+    """
+    require(len(users) == len(noises), "users and noises must be equally many", users=len(users), noises=len(noises))
+    start = spec.check(vector)
+    trained = [train_user(start, windows, plan, noise) for windows, noise in zip(users, noises, strict=True)]
+    return np.stack(trained) if trained else np.zeros((0, spec.size), np.float32)
 
 
 def clipped_deltas(

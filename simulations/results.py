@@ -13,7 +13,9 @@ import logging
 import math
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ownlet.shared.errors import DataError, require
+from ownlet.shared.errors import DataError, OwnletError, require
 from ownlet.shared.metrics import Metric
 from ownlet.shared.store import write_atomic
 
@@ -123,6 +125,16 @@ class RunFolder:
         write_atomic(path / "config.json", _dump(settings))
         write_atomic(path / "versions.json", _dump(package_versions()))
         return cls(path=path)
+
+    @contextmanager
+    def discarded_on_refusal(self) -> Iterator[None]:
+        """Remove the folder if the block refuses its input before it has written anything."""
+        try:
+            yield
+        except OwnletError:
+            if {path.name for path in self.path.iterdir()} == {"config.json", "versions.json"}:
+                shutil.rmtree(self.path)
+            raise
 
     @property
     def finished(self) -> bool:
