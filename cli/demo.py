@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from ownlet.cli.options import Core, Data, Name, Overwrite, Runs
+from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs, column_pairs
 
 __all__ = ["demo"]
 
 
 def demo(
     data: Data = None,
+    columns: Columns = "",
     core: Core = 5,
+    public_before: PublicBefore = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds to average over.")] = 3,
     public_fraction: Annotated[
         float | None,
@@ -43,7 +45,13 @@ def demo(
 
     if public_fraction is None:  # the built-in population is so easy that a base on more users leaves nothing to learn
         public_fraction = 0.1 if data is None else 0.3
-    source = DataConfig(path=data, core=core, public_fraction=public_fraction)
+    source = DataConfig(
+        path=data,
+        columns=column_pairs(columns),
+        core=core,
+        public_fraction=public_fraction,
+        public_before=public_before,
+    )
     config = TrialConfig(data=source, seeds=tuple(range(seeds)))
     if rounds is not None:
         config = replace(config, federation=replace(config.federation, rounds=rounds))

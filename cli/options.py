@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Core", "Data", "Name", "Overwrite", "Runs", "Seed", "Threads", "use_threads"]
+from ownlet.shared.errors import require
+
+__all__ = [
+    "Columns",
+    "Core",
+    "Data",
+    "Name",
+    "Overwrite",
+    "PublicBefore",
+    "Runs",
+    "Seed",
+    "Threads",
+    "column_pairs",
+    "use_threads",
+]
 
 Data = Annotated[
     Path | None,
@@ -15,7 +29,18 @@ Data = Annotated[
         help="File or folder of interactions: MovieLens family, CSV or Parquet. Default: the built-in population."
     ),
 ]
+Columns = Annotated[
+    str,
+    typer.Option(
+        help="Column names of a CSV or Parquet file: user=customer,item=product,timestamp=bought_at. Optional: "
+        "rating=NAME; any other pair keeps that column as context."
+    ),
+]
 Core = Annotated[int, typer.Option(help="Keep users and items with this many interactions, iteratively; 0 keeps all.")]
+PublicBefore = Annotated[
+    str | None,
+    typer.Option(help="ISO date: users seen before it are public, with their events before it; others are devices."),
+]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Name = Annotated[
     str | None,
@@ -24,6 +49,18 @@ Name = Annotated[
 Overwrite = Annotated[bool, typer.Option(help="Move a run folder of this name aside instead of refusing it.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random, so that a run can be repeated.")]
 Threads = Annotated[int, typer.Option(help="Threads for arithmetic; 0 leaves the choice to PyTorch.")]
+
+
+def column_pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Read ``role=name,role=name``.
+
+    Raises:
+        ConfigError: a part is not ``role=name``.
+    """
+    pairs = [tuple(part.strip() for part in pair.split("=", 1)) for pair in text.split(",") if pair.strip()]
+    for pair in pairs:
+        require(len(pair) == 2 and all(pair), "columns must be pairs role=name", columns=text)
+    return tuple((role, name) for role, name in pairs)
 
 
 def use_threads(count: int) -> None:

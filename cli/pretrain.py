@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from ownlet.cli.options import Core, Data, Name, Overwrite, Runs, Seed, Threads, use_threads
+from ownlet.cli.options import (
+    Columns,
+    Core,
+    Data,
+    Name,
+    Overwrite,
+    PublicBefore,
+    Runs,
+    Seed,
+    Threads,
+    column_pairs,
+    use_threads,
+)
 
 __all__ = ["pretrain"]
 
@@ -22,7 +34,9 @@ class Users(StrEnum):
 
 def pretrain(
     data: Data = None,
+    columns: Columns = "",
     core: Core = 5,
+    public_before: PublicBefore = None,
     users: Annotated[
         Users, typer.Option(help="public: 30 % of users, tested on the others. all: everybody, leave-one-out.")
     ] = Users.public,
@@ -55,7 +69,7 @@ def pretrain(
 
     use_threads(threads)
     config = BaseRunConfig(
-        data=DataConfig(path=data, core=core, seed=seed),
+        data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
         users=users.value,
         model=ModelConfig(dim=dim, num_layers=layers),
         recipe=PretrainConfig(max_epochs=epochs, learning_rate=learning_rate, seed=seed),

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from ownlet.cli.options import Core, Data, Name, Overwrite, Runs, Seed, Threads, use_threads
+from ownlet.cli.options import (
+    Columns,
+    Core,
+    Data,
+    Name,
+    Overwrite,
+    PublicBefore,
+    Runs,
+    Seed,
+    Threads,
+    column_pairs,
+    use_threads,
+)
 
 __all__ = ["simulate"]
 
@@ -33,7 +45,9 @@ class EngineChoice(StrEnum):
 def simulate(
     base: Annotated[Path, typer.Option(help="The base.pt that `ownlet pretrain` left.")],
     data: Data = None,
+    columns: Columns = "",
     core: Core = 5,
+    public_before: PublicBefore = None,
     unit: Annotated[
         Unit, typer.Option(help="user: delta clipped, noise on the server. window: local DP-SGD. none: no privacy.")
     ] = Unit.user,
@@ -119,7 +133,7 @@ def simulate(
     )
     config = FederatedRunConfig(
         base=base,
-        data=DataConfig(path=data, core=core, seed=seed),
+        data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
         adapter=AdapterConfig(rank=rank, alpha=2.0 * rank, train_a=train_a),
         federation=federation,
         engine=engine.value,

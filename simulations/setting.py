@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from ownlet.shared.interactions import History, Interactions, k_core
 from ownlet.shared.splits import public_device_split
 from ownlet.simulations.evaluate import Cases, all_positions
 from ownlet.simulations.population import make_population
-from ownlet.simulations.readers import read
+from ownlet.simulations.readers import read, read_table
 
 __all__ = ["DataConfig", "Setting", "data_facts", "last_event_cases", "load_interactions", "prepare"]
 
@@ -31,19 +32,25 @@ class DataConfig:
 
     Args:
         path: file or folder to read; None is the built-in population.
+        columns: for CSV or Parquet with other names, pairs such as ``("user", "customer_id")``: ``user``, ``item`` and
+            ``timestamp``, optionally ``rating``; any other name keeps that column as context.
         core: keep only users and items with this many interactions, iteratively; 0 keeps all.
         num_users: of the built-in population.
         num_items: of the built-in population.
-        public_fraction: share of users that is public.
+        public_fraction: share of users that is public; unused with a date.
+        public_before: an ISO date; where given, users with an event before it are public, with their events before it,
+            and users who come later are devices.
         held_out_fraction: share of the public users that is held out.
         seed: of the built-in population and of the division.
     """
 
     path: Path | None = None
+    columns: tuple[tuple[str, str], ...] = ()
     core: int = 5
     num_users: int = 2000
     num_items: int = 1000
     public_fraction: float = 0.3
+    public_before: str | None = None
     held_out_fraction: float = 0.2
     seed: int = 0
 
@@ -87,6 +94,8 @@ def load_interactions(config: DataConfig) -> Interactions:
     """
     if config.path is None:
         data = make_population(config.num_users, config.num_items, config.seed).interactions
+    elif config.columns:
+        data = read_table(config.path, **_mapping(dict(config.columns)))
     else:
         data = read(config.path)
     if config.core:
@@ -94,6 +103,13 @@ def load_interactions(config: DataConfig) -> Interactions:
     if data.num_users == 0:
         raise DataError(f"data must keep users in its {config.core}-core, got none in {data.name}")
     return data
+
+
+def _mapping(columns: dict[str, str]) -> dict[str, Any]:
+    missing = sorted({"user", "item", "timestamp"} - set(columns))
+    require(not missing, "columns must map user, item and timestamp", missing=missing)
+    named = {role: columns[role] for role in ("user", "item", "timestamp", "rating") if role in columns}
+    return named | {"context": [column for role, column in columns.items() if role not in named]}
 
 
 def data_facts(data: Interactions) -> dict[str, object]:
@@ -108,11 +124,12 @@ def prepare(config: DataConfig) -> Setting:
         DataError: a group would be empty.
     """
     data = load_interactions(config)
-    split = public_device_split(data, fraction=config.public_fraction, seed=config.seed)
-    shuffled = np.random.default_rng([config.seed, 1]).permutation(split.public)
+    split = public_device_split(data, fraction=config.public_fraction, seed=config.seed, date=config.public_before)
+    everything = split.public_histories(data)
+    shuffled = np.random.default_rng([config.seed, 1]).permutation(len(everything))
     num_held_out = round(config.held_out_fraction * len(shuffled))
-    held_out = tuple(data.histories[u] for u in np.sort(shuffled[:num_held_out]))
-    public = tuple(data.histories[u] for u in np.sort(shuffled[num_held_out:]))
+    held_out = tuple(everything[at] for at in np.sort(shuffled[:num_held_out]))
+    public = tuple(everything[at] for at in np.sort(shuffled[num_held_out:]))
     histories = [data.histories[u] for u in split.devices if len(data.histories[u]) >= 2]
     for name, group in (("public", public), ("held-out public", held_out), ("device", histories)):
         if not group:

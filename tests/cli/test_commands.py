@@ -108,6 +108,20 @@ def test_mistakes_end_in_one_line_and_exit_code_2(base: Path, data: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []  # a refused command leaves no run folder
 
 
+def test_a_table_with_other_column_names_is_the_same_data(base: Path, data: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "events.csv"
+    renamed.write_text(data.read_text().replace("user,item,timestamp", "customer,product,bought_at", 1))
+    run(
+        "pretrain", "--data", renamed, "--columns", "user=customer, item=product,timestamp=bought_at", "--core", 0,
+        "--dim", 16, "--layers", 1, "--epochs", 8, "--learning-rate", 0.01, "--runs", tmp_path, "--name", "base",
+    )  # fmt: skip
+    folders = (base.parent, tmp_path / "base")
+    ours, theirs = (json.loads((folder / "summary.json").read_text())["quality"] for folder in folders)
+    assert ours == theirs
+    for bad in ("user", "user=customer", "=x"):
+        assert "columns must" in refuse("pretrain", "--data", renamed, "--columns", bad, "--runs", tmp_path)
+
+
 @pytest.mark.slow
 def test_an_exported_run_recommends_in_an_app(base: Path, data: Path, tmp_path: Path) -> None:
     folder = simulate(base, data, "shipped", "--unit", "none", "--engine", "executorch", "--rank", 2)

@@ -7,6 +7,7 @@ from ownlet.shared.config import ModelConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.metrics import ndcg
+from ownlet.shared.splits import seconds_of
 from ownlet.simulations.baselines import most_popular
 from ownlet.simulations.evaluate import all_positions, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig, load_base, load_catalogue, pretrain, save_base
@@ -104,6 +105,18 @@ def test_no_held_out_or_device_user_trains_the_base(setting):
     used += [np.append(h, t).tobytes() for h, t in zip(setting.devices, setting.test.targets, strict=True)]
     assert set(used) == everyone
     assert groups[0] + groups[1] == round(0.3 * setting.data.num_users)
+
+
+def test_with_a_date_the_base_sees_nothing_of_later():
+    config = DataConfig(num_users=300, num_items=120, seed=1, public_before="2024-04-30")
+    setting = prepare(config)
+    moment = seconds_of("2024-04-30")
+    data = setting.data
+    before = [h[t < moment] for h, t in zip(data.histories, data.timestamps, strict=True)]
+    late = sum(t[0] >= moment for t in data.timestamps)
+    assert 0 < len(setting.devices) <= late
+    allowed = {h.tobytes() for h in before if len(h)}
+    assert {h.tobytes() for h in (*setting.public, *setting.held_out)} == allowed
 
 
 def test_every_event_but_the_first_is_a_position():
