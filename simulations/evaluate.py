@@ -13,11 +13,11 @@ from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import History, pad_histories
 from ownlet.shared.lora import applied
-from ownlet.shared.metrics import ranks
+from ownlet.shared.metrics import ndcg, ranks
 from ownlet.shared.model import SASRec
 from ownlet.simulations.baselines import Scorer
 
-__all__ = ["Cases", "all_positions", "model_ranks", "scorer_ranks"]
+__all__ = ["Cases", "all_positions", "is_publishable", "model_ranks", "scorer_ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,12 @@ def model_ranks(
             scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths))
         result[rows] = ranks(scores.numpy(), cases.targets[rows], histories)
     return result
+
+
+def is_publishable(model: SASRec, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> bool:
+    """Tell whether an adapter's NDCG@10 on public cases is at least the base's: one below it is never published."""
+    adapted = ndcg(model_ranks(model, public, spec=spec, vectors=vector), 10).mean()
+    return bool(adapted >= ndcg(model_ranks(model, public), 10).mean())
 
 
 def scorer_ranks(scorer: Scorer, cases: Cases, *, batch_size: int = 1024) -> NDArray[np.int64]:

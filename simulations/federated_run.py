@@ -18,7 +18,7 @@ from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import Metric, ndcg, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
-from ownlet.simulations.evaluate import Cases, model_ranks
+from ownlet.simulations.evaluate import Cases, is_publishable, model_ranks
 from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
@@ -122,9 +122,9 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
             resume=True,
             on_round=on_round,
         )
-    last = _public_ndcg(model, spec, result.vector, setting.validation)
-    published = folder.path / "adapter.safetensors" if last >= public[0] else None
-    if published is not None:
+    published = None
+    if is_publishable(model, spec, result.vector, setting.validation):
+        published = folder.path / "adapter.safetensors"
         save_adapter(published, spec, result.vector, version=result.version)
     folder.write_metrics([_row(record, public) for record in result.rounds])
     quality = {

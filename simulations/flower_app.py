@@ -31,6 +31,7 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.run_config import federation_config
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.cohort import CohortEngine
+from ownlet.simulations.evaluate import is_publishable
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
 from ownlet.simulations.setting import DataConfig, Setting, prepare
 from ownlet.simulations.shard import MemoryShard
@@ -87,7 +88,7 @@ def _load_setup(context: Context) -> ServerSetup:
     data, config = AppData.of(context), _federation(context)
     if not data.base_path.exists():
         save_base(data.base_path, _train_base(data), _setting(data).data.items)
-    _, spec = _base(data)
+    model, spec = _base(data)
 
     def report(result: RoundResult, vector: Vector) -> None:
         _log.info(
@@ -97,10 +98,15 @@ def _load_setup(context: Context) -> ServerSetup:
         )
 
     def finish(result: FederationResult) -> None:
-        save_adapter(data.path / "adapter.safetensors", spec, result.vector, version=result.version)
+        path = data.path / "adapter.safetensors"
         rounds = [asdict(record) for record in result.rounds]
         write_atomic(data.path / "rounds.json", json.dumps(rounds, indent=1).encode())
-        _log.info("adapter version %d in %s", result.version, data.path)
+        if is_publishable(model, spec, result.vector, _setting(data).validation):
+            save_adapter(path, spec, result.vector, version=result.version)
+            _log.info("adapter version %d in %s", result.version, path)
+        else:
+            path.unlink(missing_ok=True)  # that of an earlier run
+            _log.info("not published: the adapter is below the base on held-out public users")
 
     return ServerSetup(
         config=config,

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from ownlet.shared.adapter import hash_state
-from ownlet.shared.config import ModelConfig
+from ownlet.shared.adapter import hash_state, initial_adapter
+from ownlet.shared.config import AdapterConfig, ModelConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import ConfigError, DataError
+from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.splits import seconds_of
 from ownlet.simulations.baselines import most_popular
-from ownlet.simulations.evaluate import all_positions, model_ranks, scorer_ranks
+from ownlet.simulations.evaluate import all_positions, is_publishable, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig, load_base, load_catalogue, pretrain, save_base
 from ownlet.simulations.setting import DataConfig, prepare
 
@@ -132,6 +133,16 @@ def test_ranks_do_not_depend_on_batching_and_need_eval_mode(setting):
     model.train()
     with pytest.raises(ConfigError, match="eval"):
         model_ranks(model, setting.test)
+
+
+def test_an_adapter_is_publishable_only_if_it_is_not_below_the_base(setting):
+    model, _ = train(setting, epochs=20)
+    spec = attach_adapter(model, AdapterConfig(rank=2))
+    start = initial_adapter(spec, 0)
+    assert is_publishable(model, spec, start, setting.validation)  # it changes nothing
+    harmful = start.copy()
+    harmful[spec.trainable] = 3.0 * np.random.default_rng(0).standard_normal(spec.num_trainable).astype(np.float32)
+    assert not is_publishable(model, spec, harmful, setting.validation)
 
 
 def test_a_group_without_users_is_refused():
