@@ -17,7 +17,7 @@ from ownlet.shared.metrics import ndcg, ranks
 from ownlet.shared.model import SASRec
 from ownlet.simulations.baselines import Scorer
 
-__all__ = ["Cases", "all_positions", "is_publishable", "model_ranks", "scorer_ranks"]
+__all__ = ["Cases", "all_positions", "is_publishable", "mean_ndcg", "model_ranks", "scorer_ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def model_ranks(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         histories = [cases.histories[row] for row in rows]
-        longest = max(1, *(len(h) for h in histories)) if len(histories) > 1 else max(1, len(histories[0]))
+        longest = max(1, max(len(h) for h in histories))
         items, lengths = pad_histories(histories, min(model.config.max_length, longest))
         weights = {}
         if spec is not None and vectors is not None:
@@ -86,10 +86,16 @@ def model_ranks(
     return result
 
 
+def mean_ndcg(
+    model: SASRec, cases: Cases, *, spec: AdapterSpec | None = None, vector: NDArray[np.float32] | None = None
+) -> float:
+    """Return the mean NDCG@10 over cases, of the base or of an adapter (P,) on it."""
+    return float(ndcg(model_ranks(model, cases, spec=spec, vectors=vector), 10).mean())
+
+
 def is_publishable(model: SASRec, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> bool:
     """Tell whether an adapter's NDCG@10 on public cases is at least the base's: one below it is never published."""
-    adapted = ndcg(model_ranks(model, public, spec=spec, vectors=vector), 10).mean()
-    return bool(adapted >= ndcg(model_ranks(model, public), 10).mean())
+    return mean_ndcg(model, public, spec=spec, vector=vector) >= mean_ndcg(model, public)
 
 
 def scorer_ranks(scorer: Scorer, cases: Cases, *, batch_size: int = 1024) -> NDArray[np.int64]:

@@ -15,10 +15,10 @@ from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_ada
 from ownlet.shared.config import AdapterConfig, FederationConfig
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
-from ownlet.shared.metrics import Metric, ndcg, summarise
+from ownlet.shared.metrics import Metric, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
-from ownlet.simulations.evaluate import Cases, is_publishable, model_ranks
+from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
 from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
@@ -101,13 +101,13 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
     spec = attach_adapter(model, config.adapter)
     start = initial_adapter(spec, config.federation.seed or 0)
     engine = make_engine(config, model, spec, start, folder.path)
-    public: dict[int, float] = {0: _public_ndcg(model, spec, start, setting.validation)}
+    public: dict[int, float] = {0: mean_ndcg(model, setting.validation, spec=spec, vector=start)}
     name = "rounds" if config.federation.unit == "none" else f"{config.federation.unit}-level rounds"
     with progress.stage(f"{name} over {len(setting.devices)} devices", config.federation.rounds) as step:
 
         def on_round(result: RoundResult, vector: Vector) -> None:
             if result.round % config.evaluate_every == 0 or result.round == config.federation.rounds:
-                public[result.round] = _public_ndcg(model, spec, vector, setting.validation)
+                public[result.round] = mean_ndcg(model, setting.validation, spec=spec, vector=vector)
             spent = f", ε {result.epsilon:.3f}" if math.isfinite(result.epsilon) else ""
             void = ", void" if result.void else ""
             step(f"NDCG@10 on public users {public[max(public)]:.4f}{spent}{void}")
@@ -154,10 +154,6 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
         bundle, model, spec, vector, version=0, items=load_catalogue(config.base), windows=config.federation.windows
     )
     return ExecutorchEngine.open(bundle)
-
-
-def _public_ndcg(model: SASRec, spec: AdapterSpec, vector: Vector, cases: Cases) -> float:
-    return float(ndcg(model_ranks(model, cases, spec=spec, vectors=vector), 10).mean())
 
 
 def _row(record: RoundResult, public: dict[int, float]) -> dict[str, object]:

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from ownlet.shared.config import ModelConfig
 from ownlet.shared.errors import ConfigError, DataError, require
 from ownlet.shared.interactions import History, Item
-from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.store import write_atomic
-from ownlet.simulations.evaluate import Cases, model_ranks
+from ownlet.simulations.evaluate import Cases, mean_ndcg
 
 __all__ = ["Epoch", "PretrainConfig", "load_base", "load_catalogue", "pretrain", "save_base"]
 
@@ -126,7 +125,7 @@ def pretrain(
             break
         loss = _train_epoch(model, histories, optimizer, schedule, config, number)
         model.eval()
-        score = float(ndcg(model_ranks(model, validation), 10).mean())
+        score = mean_ndcg(model, validation)
         since_best += 1
         if score > best:
             best, best_state, since_best = score, _copy(model), 0

@@ -182,7 +182,7 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
     start = initial_adapter(spec, seed)
     epsilons = (math.inf, *config.epsilons)
     runs = tuple(
-        _federate(config, setting, model, spec, start, label, epsilon, seed, folder, progress)
+        _federate(config, setting, model, spec, start, label, epsilon, seed, progress)
         for label, epsilon in zip(federated_labels(config), epsilons, strict=True)
     )
     last = runs[-1]
@@ -242,7 +242,6 @@ def _federate(
     label: str,
     epsilon: float,
     seed: int,
-    folder: Path,
     progress: Progress,
 ) -> FederatedRun:
     federation = run_config(config, epsilon, seed)
