@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ownlet.device.train import Engine, clipped_deltas
 from ownlet.shared.errors import FederationError
-from ownlet.shared.interactions import Windows
-from ownlet.shared.noise import AesNoise, NoiseSource
+from ownlet.shared.noise import AesNoise, NoiseSource, SimulatedNoise
+from ownlet.shared.windows import Windows
 from ownlet.shared.wire import (
     PLACE_ACTION,
     Place,
@@ -34,7 +34,8 @@ from ownlet.shared.wire import (
 
 __all__ = ["Shard", "answer", "device_noise", "make_client_app", "place_of"]
 
-_USERS_AT_ONCE = 256  # bounds memory: an engine returns a whole adapter per user
+_MEMORY_BYTES = 256 * 2**20  # for adapters: an engine returns a whole one per user
+_COPIES = 4  # of each user's adapter: the engine's, its trained one, the delta, the clipped delta
 
 
 class Shard(Protocol):
@@ -50,22 +51,22 @@ class Shard(Protocol):
         """The hash of that base."""
         ...
 
-    def windows(self, user: int) -> Windows:
-        """Return a user's windows, possibly none.
+    def windows(self, users: Sequence[int]) -> Sequence[Windows]:
+        """Return each user's windows, possibly none.
 
         Raises:
-            KeyError: the node does not host this user.
+            KeyError: the node does not host one of them.
         """
         ...
 
 
-def answer(request: TrainRequest, shard: Shard, *, users_at_once: int = _USERS_AT_ONCE) -> TrainReply:
+def answer(request: TrainRequest, shard: Shard, *, memory_bytes: int = _MEMORY_BYTES) -> TrainReply:
     """Train every user of the request and sum their clipped deltas.
 
     Args:
         request: what the server asks.
         shard: the users and the engine.
-        users_at_once: how many users are handed to the engine together.
+        memory_bytes: users are handed to the engine in groups whose adapters take about this much, one at the least.
 
     Returns:
         The sum over users, added up in float64, sent in float32.
@@ -77,6 +78,7 @@ def answer(request: TrainRequest, shard: Shard, *, users_at_once: int = _USERS_A
     _check(request, shard)
     spec = shard.engine.spec
     total = np.zeros(spec.num_trainable, dtype=np.float64)
+    users_at_once = max(1, memory_bytes // (_COPIES * 4 * spec.size))
     for start in range(0, len(request.users), users_at_once):
         users = request.users[start : start + users_at_once]
         windows = _windows_of(shard, users, request.round)
@@ -95,7 +97,7 @@ def answer(request: TrainRequest, shard: Shard, *, users_at_once: int = _USERS_A
 
 def device_noise(seed: int | None, round_number: int, user: int) -> NoiseSource:
     """Return a user's source of masks and noise: from the operating system, or from a seed in a simulation."""
-    return AesNoise() if seed is None else AesNoise.seeded(seed, "device", round_number, user)
+    return AesNoise() if seed is None else SimulatedNoise(seed, round_number, user)
 
 
 def _check(request: TrainRequest, shard: Shard) -> None:
@@ -108,15 +110,17 @@ def _check(request: TrainRequest, shard: Shard) -> None:
     shard.engine.spec.check(request.vector, what="global adapter")
 
 
-def _windows_of(shard: Shard, users: Sequence[int], round_number: int) -> list[Windows]:
+def _windows_of(shard: Shard, users: Sequence[int], round_number: int) -> Sequence[Windows]:
     try:
-        return [shard.windows(user) for user in users]
+        return shard.windows(users)
     except KeyError:
         raise FederationError(f"users must be hosted by this node, got another in round {round_number}") from None
 
 
 def _finite_or_zero(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return deltas (users, n) with zero in every row that holds a number that is not finite."""
+    if np.isfinite(deltas).all():
+        return deltas
     finite = np.isfinite(deltas).all(axis=1, keepdims=True)  # (users, 1)
     return np.where(finite, deltas, np.float32(0))
 

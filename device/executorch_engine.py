@@ -17,10 +17,10 @@ from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
-from ownlet.shared.interactions import Windows
 from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, Manifest, read_manifest
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.program import Program
+from ownlet.shared.windows import Windows
 
 __all__ = ["ExecutorchEngine"]
 

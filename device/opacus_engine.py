@@ -27,11 +27,11 @@ from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import PrivacyError, require
-from ownlet.shared.interactions import Windows
 from ownlet.shared.lora import LoRALinear
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.objectives import softmax_loss
+from ownlet.shared.windows import Windows
 
 __all__ = ["OpacusEngine"]
 

@@ -28,11 +28,11 @@ from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter, save_adapte
 from ownlet.shared.config import PERSONAL_PLAN, Plan
 from ownlet.shared.delta import Update, clip_to_norm, delta_of
 from ownlet.shared.errors import BundleError, DataError, PrivacyError, require
-from ownlet.shared.interactions import cut_windows
 from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, PROGRAM_FILE, Manifest, read_manifest
 from ownlet.shared.noise import AesNoise, NoiseSource
 from ownlet.shared.privacy import compose_events, event_from_json, event_to_json, window_level_event
 from ownlet.shared.program import Program
+from ownlet.shared.windows import cut_windows
 
 __all__ = ["Personalizer", "Recommendation"]
 

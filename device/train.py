@@ -21,8 +21,8 @@ from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.delta import clip_to_norm, delta_of
 from ownlet.shared.errors import require
-from ownlet.shared.interactions import Windows
 from ownlet.shared.noise import NoiseSource
+from ownlet.shared.windows import Windows
 
 __all__ = ["Engine", "clipped_deltas", "train_each"]
 
@@ -82,4 +82,4 @@ def clipped_deltas(
 ) -> NDArray[np.float32]:
     """Train every user and return their deltas, each of L2 norm at most ``clip_norm``, (users, num_trainable)."""
     trained = engine.train(vector, users, plan, noises)
-    return np.stack([clip_to_norm(delta_of(engine.spec, local, vector), clip_norm) for local in trained])
+    return clip_to_norm(delta_of(engine.spec, trained, vector), clip_norm)

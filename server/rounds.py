@@ -25,7 +25,7 @@ from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, 
 from ownlet.server.nodes import Nodes, split_cohort
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.noise import AesNoise, NoiseSource
+from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import epsilon
 from ownlet.shared.wire import TrainRequest, request_to_records
 
@@ -119,11 +119,10 @@ def draw_cohort(config: FederationConfig, num_users: int, round_number: int) -> 
 
     The source is secret unless the config has a seed, which only a simulation may have.
     """
-    mask = _noise(config, "cohort", round_number).poisson_mask(num_users, config.cohort_rate)
-    return np.flatnonzero(mask)
+    return _noise(config, "cohort", round_number).poisson_sample(num_users, config.cohort_rate)
 
 
-def _noise(config: FederationConfig, purpose: str, round_number: int) -> NoiseSource:
+def _noise(config: FederationConfig, purpose: str, round_number: int) -> AesNoise:
     return AesNoise() if config.seed is None else AesNoise.seeded(config.seed, purpose, round_number)
 
 

@@ -31,14 +31,15 @@ class Update:
     event: str
 
 
-def delta_of(spec: AdapterSpec, local: Vector, reference: Vector) -> Vector:
-    """Return local - global over the trainable suffix, (num_trainable,)."""
-    return local[spec.trainable] - reference[spec.trainable]
+def delta_of(spec: AdapterSpec, local: NDArray[np.float32], reference: Vector) -> NDArray[np.float32]:
+    """Return local - global over the trainable suffix: of one adapter (P,), or of several (users, P)."""
+    return local[..., spec.trainable] - reference[spec.trainable]
 
 
-def clip_to_norm(delta: NDArray[np.float32], clip_norm: float) -> Vector:
-    """Return the delta scaled down, if needed, to L2 norm at most ``clip_norm``."""
+def clip_to_norm(deltas: NDArray[np.float32], clip_norm: float) -> NDArray[np.float32]:
+    """Return one delta (n,), or each of several (users, n), scaled down if needed to L2 norm at most ``clip_norm``."""
     require(clip_norm > 0, "clip_norm must be positive", clip_norm=clip_norm)
-    norm = float(np.linalg.norm(delta.astype(np.float64)))
-    factor = min(1.0, clip_norm / norm) if norm > 0 else 1.0
-    return (delta * np.float32(factor)).astype(np.float32)
+    norms = np.sqrt(np.einsum("...i,...i->...", deltas, deltas, dtype=np.float64))  # (...)
+    factors = np.minimum(1.0, clip_norm / np.maximum(norms, np.finfo(np.float64).tiny))
+    clipped: NDArray[np.float32] = deltas * factors[..., None].astype(np.float32)
+    return clipped

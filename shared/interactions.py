@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ownlet.shared.config import WindowConfig
 from ownlet.shared.errors import require
 
-__all__ = ["History", "Interactions", "Item", "Windows", "cut_windows", "k_core", "pad_histories", "stack_windows"]
+__all__ = ["History", "Interactions", "Item", "k_core", "pad_histories"]
 
 History = NDArray[np.int64]
 
@@ -167,73 +166,6 @@ def _select(
         ratings=None if interactions.ratings is None else interactions.ratings[keep],
         context={name: column[keep] for name, column in interactions.context.items()},
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Windows:
-    """Windows of one user as arrays.
-
-    Args:
-        history: (n, row_length) item numbers, padded on the right with 0.
-        target: (n, row_length) the item after each position.
-        valid: (n, row_length) float32, 1 where the target belongs to this window.
-    """
-
-    history: NDArray[np.int64]
-    target: NDArray[np.int64]
-    valid: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.history)
-
-
-def cut_windows(events: History, config: WindowConfig) -> Windows:
-    """Cut a history into windows.
-
-    Consecutive windows hold ``window_length`` events each; the last may be shorter. Every event is the target in at
-    most one window. With ``context_length`` 0 no event occurs in two windows, so the window can be the privacy unit.
-
-    Args:
-        events: (num_events,) item numbers in time order.
-        config: lengths.
-
-    Returns:
-        Only windows with at least one target; possibly none.
-    """
-    rows: list[tuple[History, History, NDArray[np.float32]]] = []
-    length = config.row_length
-    for start in range(0, len(events), config.window_length):
-        stop = min(start + config.window_length, len(events))
-        first = max(0, start - config.context_length)
-        span = events[first:stop]
-        if len(span) < 2:
-            continue
-        history, target = np.zeros(length, np.int64), np.zeros(length, np.int64)
-        valid = np.zeros(length, np.float32)
-        n = len(span) - 1
-        history[:n], target[:n] = span[:-1], span[1:]
-        valid[max(0, start - first - 1) : n] = 1.0  # targets from events[start] on
-        rows.append((history, target, valid))
-    if not rows:
-        empty = np.zeros((0, length), np.int64)
-        return Windows(history=empty, target=empty.copy(), valid=np.zeros((0, length), np.float32))
-    histories, targets, valids = zip(*rows, strict=True)
-    return Windows(history=np.stack(histories), target=np.stack(targets), valid=np.stack(valids))
-
-
-def stack_windows(many: Sequence[Windows]) -> tuple[Windows, NDArray[np.int64]]:
-    """Concatenate the windows of several users.
-
-    Returns:
-        the windows (total, ...) and the owner (total,) as an index into ``many``.
-    """
-    owner = np.repeat(np.arange(len(many)), [len(w) for w in many])
-    stacked = Windows(
-        history=np.concatenate([w.history for w in many]),
-        target=np.concatenate([w.target for w in many]),
-        valid=np.concatenate([w.valid for w in many]),
-    )
-    return stacked, owner
 
 
 def pad_histories(histories: Sequence[History], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -105,13 +105,21 @@ class SASRec(nn.Module):
         Returns:
             (batch, length, d); position t has read the events up to and including t.
         """
-        length = history.shape[1]
-        x = items[history] * math.sqrt(self.config.dim) + self.position_embedding[:length]
-        x = self.dropout(x)
+        return self.final_norm(self.transform(self.embed(history, items)))  # type: ignore[no-any-return]
+
+    def embed(self, history: Tensor, items: Tensor) -> Tensor:
+        """Return what the first block reads, (batch, length, d): scaled item vectors plus positions."""
+        x = items[history] * math.sqrt(self.config.dim) + self.position_embedding[: history.shape[1]]
+        embedded: Tensor = self.dropout(x)
+        return embedded
+
+    def transform(self, x: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
+        """Send x (batch, length, d) through the blocks ``first`` to ``stop - 1``, by default through all."""
+        length = x.shape[1]
         causal = torch.full((length, length), -1e9, dtype=x.dtype, device=x.device).triu(1)
-        for block in self.blocks:
+        for block in self.blocks[first:stop]:
             x = block(x, causal)
-        return self.final_norm(x)  # type: ignore[no-any-return]
+        return x
 
     def forward(self, history: Tensor) -> Tensor:
         """Score the next item after every position: history (batch, length) -> (batch, length, num_items + 1)."""

@@ -10,6 +10,7 @@ point attack of Mironov 2012 in practice (Holohan and Braghin 2021, https://arxi
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from functools import cached_property
 from typing import Protocol
@@ -18,7 +19,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-__all__ = ["AesNoise", "NoiseSource"]
+from ownlet.shared.errors import require
+
+__all__ = ["AesNoise", "NoiseSource", "SimulatedNoise"]
 
 
 class NoiseSource(Protocol):
@@ -34,7 +37,7 @@ class NoiseSource(Protocol):
 
 
 class AesNoise:
-    """The one real ``NoiseSource``: masks and Gaussians from two separate AES-CTR streams."""
+    """The source of everything that is released: masks and Gaussians from two separate AES-CTR streams."""
 
     def __init__(self, key: bytes | None = None) -> None:
         """Start a source.
@@ -65,6 +68,24 @@ class AesNoise:
         """Return (size,) independent coins, true with probability ``rate``."""
         return self._uniform(self._masks, size) < rate
 
+    def poisson_sample(self, size: int, rate: float) -> NDArray[np.int64]:
+        """Return which of 0..size-1 are in a Poisson sample, in order, without a coin for each.
+
+        The gaps between the heads of independent coins are geometric: floor(log U / log(1 - rate)) tails before each.
+        """
+        require(0 < rate <= 1, "rate must be in (0, 1]", rate=rate)
+        if rate == 1:
+            return np.arange(size)
+        found: list[NDArray[np.int64]] = []
+        last = -1
+        while last < size:
+            batch = int((size - last) * rate * 1.1) + 16
+            tails = np.floor(np.log1p(-self._uniform(self._masks, batch)) / math.log1p(-rate))
+            found.append(last + np.cumsum(np.minimum(tails, size).astype(np.int64) + 1))
+            last = int(found[-1][-1])
+        indices = np.concatenate(found)
+        return indices[indices < size]
+
     def gaussian(self, size: int, std: float) -> NDArray[np.float32]:
         """Return (size,) independent normals with the given standard deviation."""
         if std == 0:
@@ -84,3 +105,47 @@ class AesNoise:
         """Return (size,) multiples of 2^-53 in [0, 1)."""
         words = np.frombuffer(stream.update(bytes(8 * size)), dtype="<u8")
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class SimulatedNoise:
+    """A fast, reproducible ``NoiseSource`` for simulated devices; nothing real may be protected by it.
+
+    Keyed by seed, round and user, so a user's numbers do not depend on who else is simulated. One normal in single
+    precision where ``AesNoise`` adds up four in double: 0.05 ms for 7,168 of them in place of 1.1 ms.
+    """
+
+    def __init__(self, seed: int, round_number: int, user: int) -> None:
+        """Name the source of one user in one round; a stream starts when it is first used."""
+        self._name = f"{seed} {round_number} {user} "
+
+    @cached_property
+    def _masks(self) -> CipherContext:
+        return self._stream("masks")
+
+    @cached_property
+    def _normals(self) -> CipherContext:
+        return self._stream("normals")
+
+    def poisson_mask(self, size: int, rate: float) -> NDArray[np.bool_]:
+        """Return (size,) independent coins, true with probability ``rate``."""
+        return np.ones(size, np.bool_) if rate >= 1 else self._uniform(self._masks, size) < rate
+
+    def gaussian(self, size: int, std: float) -> NDArray[np.float32]:
+        """Return (size,) independent normals with the given standard deviation."""
+        if std == 0:
+            return np.zeros(size, dtype=np.float32)
+        half = -(-size // 2)
+        uniform = self._uniform(self._normals, 2 * half)
+        radius = np.sqrt(np.float32(-2) * np.log(1 - uniform[:half])) * np.float32(std)  # (half,)
+        angle = np.float32(2 * np.pi) * uniform[half:]
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+
+    def _stream(self, purpose: str) -> CipherContext:
+        key = hashlib.blake2b((self._name + purpose).encode(), digest_size=16).digest()
+        return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    @staticmethod
+    def _uniform(stream: CipherContext, size: int) -> NDArray[np.float32]:
+        """Return (size,) multiples of 2^-24 in [0, 1)."""
+        words = np.frombuffer(stream.update(bytes(4 * size)), dtype="<u4")
+        return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)

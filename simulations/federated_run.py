@@ -24,6 +24,7 @@ from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, prepare
+from ownlet.simulations.store import EventStore
 
 __all__ = ["EngineName", "FederatedRunConfig", "FederatedRunResult", "make_engine", "run_federated"]
 
@@ -114,7 +115,7 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
 
         result = simulate(
             engine,
-            setting.devices,
+            EventStore.of(setting.devices),
             start,
             config.federation,
             num_nodes=config.num_nodes,

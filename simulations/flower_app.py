@@ -34,7 +34,8 @@ from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import is_publishable
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
 from ownlet.simulations.setting import DataConfig, Setting, prepare
-from ownlet.simulations.shard import MemoryShard
+from ownlet.simulations.shard import StoreShard
+from ownlet.simulations.store import EventStore
 
 __all__ = ["client_app", "server_app"]
 
@@ -125,9 +126,9 @@ def _load_shard(context: Context) -> Shard:
 
 
 @functools.lru_cache(maxsize=1)
-def _shard(data: AppData, config: FederationConfig) -> MemoryShard:
+def _shard(data: AppData, config: FederationConfig) -> StoreShard:
     model, spec = _base(data)
-    return MemoryShard(CohortEngine(model, spec), _setting(data).devices, config.windows)
+    return StoreShard(CohortEngine(model, spec), EventStore.of(_setting(data).devices), config.windows)
 
 
 def _federation(context: Context) -> FederationConfig:

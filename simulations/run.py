@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context
@@ -14,19 +13,20 @@ from ownlet.server.rounds import FederationResult, OnRound
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError
-from ownlet.shared.interactions import History
 from ownlet.simulations.grid import run_apps
-from ownlet.simulations.shard import MemoryShard
+from ownlet.simulations.shard import StoreShard
+from ownlet.simulations.store import EventStore
 
 __all__ = ["simulate"]
 
 
 def simulate(
     engine: Engine,
-    histories: Sequence[History],
+    store: EventStore,
     vector: Vector,
     config: FederationConfig,
     *,
+    held_out: int = 0,
     num_nodes: int = 1,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -36,9 +36,10 @@ def simulate(
 
     Args:
         engine: trains the users.
-        histories: per user, the events to train on.
+        store: the users.
         vector: (P,) the adapter to start from.
         config: the run.
+        held_out: this many of each user's last events are not trained on.
         num_nodes: nodes that the population is spread over; never changes the result.
         checkpoint: file for the state after each round.
         resume: go on from the checkpoint if there is one.
@@ -50,7 +51,7 @@ def simulate(
     Raises:
         FederationError: no round could be run.
     """
-    shard = MemoryShard(engine, histories, config.windows)
+    shard = StoreShard(engine, store, config.windows, held_out=held_out)
     found: list[FederationResult] = []
 
     def load_setup(context: Context) -> ServerSetup:
@@ -58,7 +59,7 @@ def simulate(
             config=config,
             spec=engine.spec,
             vector=vector,
-            num_users=len(histories),
+            num_users=store.num_users,
             checkpoint=checkpoint,
             resume=resume,
             on_round=on_round,

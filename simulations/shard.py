@@ -1,45 +1,44 @@
-"""A shard whose users all lie in memory: what a simulated node hosts."""
+"""What a simulated node hosts: a store of histories and an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ownlet.device.train import Engine
 from ownlet.shared.config import WindowConfig
-from ownlet.shared.interactions import History, Windows, cut_windows
+from ownlet.shared.windows import WindowStack
+from ownlet.simulations.store import EventStore
 
-__all__ = ["MemoryShard"]
+__all__ = ["StoreShard"]
 
 
-class MemoryShard:
-    """Implements ``ownlet.device.client.Shard`` over histories; a user's windows are cut when first asked for."""
+class StoreShard:
+    """Implements ``ownlet.device.client.Shard`` over a store."""
 
-    def __init__(self, engine: Engine, histories: Sequence[History], windows: WindowConfig) -> None:
+    def __init__(self, engine: Engine, store: EventStore, windows: WindowConfig, *, held_out: int = 0) -> None:
         """Host everybody.
 
         In a simulation every node could train every user; which users it does train, the server's placement says.
 
         Args:
             engine: trains the users; its spec names the base.
-            histories: per user 0..N-1, the events to train on, in time order.
+            store: the users.
             windows: how a history is cut.
+            held_out: this many of each user's last events are not trained on.
         """
-        self.engine, self._histories, self._windows = engine, histories, windows
-        self._cut: dict[int, Windows] = {}
+        self.engine, self._store, self._windows, self._held_out = engine, store, windows, held_out
 
     @property
     def base_hash(self) -> str:
         """The hash of the base that the engine holds."""
         return self.engine.spec.base_hash
 
-    def windows(self, user: int) -> Windows:
-        """Return a user's windows, possibly none.
+    def windows(self, users: Sequence[int]) -> WindowStack:
+        """Return each user's windows, possibly none.
 
         Raises:
             KeyError: there is no such user.
         """
-        if not 0 <= user < len(self._histories):
-            raise KeyError(user)
-        if user not in self._cut:
-            self._cut[user] = cut_windows(self._histories[user], self._windows)
-        return self._cut[user]
+        return self._store.windows(np.asarray(users, dtype=np.int64), self._windows, held_out=self._held_out)

@@ -21,12 +21,12 @@ from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_ada
 from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import require
-from ownlet.shared.interactions import cut_windows
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import noise_multiplier_for
+from ownlet.shared.windows import cut_windows
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import model_ranks, scorer_ranks
@@ -34,6 +34,7 @@ from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, sav
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting
+from ownlet.simulations.store import EventStore
 
 __all__ = [
     "FederatedRun",
@@ -245,6 +246,7 @@ def _federate(
     progress: Progress,
 ) -> FederatedRun:
     federation = run_config(config, epsilon, seed)
+    devices = EventStore.of(setting.devices)
     engine = CohortEngine(model, spec)
     public = [_on_public(model, spec, start, setting, engine, federation, 0)]
 
@@ -257,7 +259,7 @@ def _federate(
             spent = f", ε {result.epsilon:.2f}" if math.isfinite(result.epsilon) else ""
             step(f"NDCG@10 on public users {quality:.4f}{spent}")
 
-        result = simulate(engine, setting.devices, start, federation, num_nodes=config.num_nodes, on_round=on_round)
+        result = simulate(engine, devices, start, federation, num_nodes=config.num_nodes, on_round=on_round)
     return FederatedRun(
         label=label,
         config=federation,

@@ -14,11 +14,11 @@ from ownlet.device.train import Engine, clipped_deltas
 from ownlet.shared.adapter import AdapterSpec, LayerShape, Vector, hash_state, initial_adapter
 from ownlet.shared.config import ModelConfig, Plan, WindowConfig
 from ownlet.shared.errors import AdapterError, FederationError
-from ownlet.shared.interactions import Windows, cut_windows
 from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise, NoiseSource
 from ownlet.shared.step import dp_sgd_step
+from ownlet.shared.windows import Windows, cut_windows
 from ownlet.shared.wire import Place, TrainRequest
 
 
@@ -70,10 +70,10 @@ class ListShard:
     def base_hash(self) -> str:
         return self.engine.spec.base_hash
 
-    def windows(self, user: int) -> Windows:
-        if user >= len(self.histories):
-            raise KeyError(user)
-        return cut_windows(self.histories[user], WindowConfig(window_length=5))
+    def windows(self, users: Sequence[int]) -> list[Windows]:
+        if max(users) >= len(self.histories):
+            raise KeyError(max(users))
+        return [cut_windows(self.histories[user], WindowConfig(window_length=5)) for user in users]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_answer_is_the_sum_of_what_each_user_gives_alone(shard: ListShard) -
     reply = answer(request, shard)
     alone = [
         clipped_deltas(
-            shard.engine, request.vector, [shard.windows(user)], request.plan, [device_noise(9, 2, user)], 0.2
+            shard.engine, request.vector, shard.windows([user]), request.plan, [device_noise(9, 2, user)], 0.2
         )[0].astype(np.float64)
         for user in request.users
     ]
@@ -131,7 +131,8 @@ def test_the_answer_does_not_depend_on_how_many_users_are_trained_together(
     expected = answer(request, shard).total
     assert isinstance(shard.engine, StepEngine)
     before = shard.engine.calls
-    np.testing.assert_allclose(answer(request, shard, users_at_once=users_at_once).total, expected, atol=1e-6)
+    memory_bytes = users_at_once * 16 * shard.engine.spec.size
+    np.testing.assert_allclose(answer(request, shard, memory_bytes=memory_bytes).total, expected, atol=1e-6)
     assert shard.engine.calls - before == -(-6 // users_at_once)
 
 

@@ -24,12 +24,12 @@ from ownlet.shared.adapter import AdapterSpec, Vector, hash_state
 from ownlet.shared.config import Plan, WindowConfig
 from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import AdapterError, ConfigError, PrivacyError
-from ownlet.shared.interactions import Windows, cut_windows
 from ownlet.shared.manifest import Manifest, read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise, NoiseSource
 from ownlet.shared.program import Program
 from ownlet.shared.step import dp_sgd_step
+from ownlet.shared.windows import Windows, cut_windows
 
 PLAN = Plan(steps=10, learning_rate=0.3, sample_rate=0.4, expected_batch=2.0, clip_norm=0.2, noise_multiplier=0.7)
 SEED = 0  # its ten batches hold 0 to 5 of the 5 windows: one is empty, some exceed the program's 2 rows

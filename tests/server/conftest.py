@@ -13,8 +13,8 @@ from ownlet.device.client import make_client_app
 from ownlet.server.rounds import FederationResult, run_rounds
 from ownlet.shared.adapter import AdapterSpec, LayerShape, Vector
 from ownlet.shared.config import FederationConfig, Plan
-from ownlet.shared.interactions import Windows
 from ownlet.shared.noise import NoiseSource
+from ownlet.shared.windows import Windows
 from ownlet.simulations.grid import InProcessGrid
 
 SPEC = AdapterSpec(
@@ -50,9 +50,9 @@ class TinyShard:
     engine: PointEngine = field(default_factory=PointEngine)
     base_hash: str = SPEC.base_hash
 
-    def windows(self, user: int) -> Windows:
-        items = np.full((1, 2), user + 1, dtype=np.int64)
-        return Windows(history=items, target=items, valid=np.ones((1, 2), np.float32))
+    def windows(self, users: Sequence[int]) -> list[Windows]:
+        rows = [np.full((1, 2), user + 1, dtype=np.int64) for user in users]
+        return [Windows(history=row, target=row, valid=np.ones((1, 2), np.float32)) for row in rows]
 
 
 class TamperingGrid(InProcessGrid):

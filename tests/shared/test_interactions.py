@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ownlet.shared.config import WindowConfig
 from ownlet.shared.errors import ConfigError
-from ownlet.shared.interactions import Interactions, Item, cut_windows, k_core, pad_histories, stack_windows
+from ownlet.shared.interactions import Interactions, Item, k_core, pad_histories
 
 
 def make(histories: list[list[int]], num_items: int, times: list[list[int]] | None = None) -> Interactions:
@@ -103,48 +102,6 @@ def test_a_core_that_does_not_exist_is_empty():
 def test_k_below_one_is_refused():
     with pytest.raises(ConfigError, match="k must be at least 1, got k=0"):
         k_core(make([[1]], 1), 0)
-
-
-@pytest.mark.parametrize("num_events", [0, 1, 2, 4, 5, 6, 10, 11, 23])
-def test_windows_without_context_are_disjoint_and_never_look_across_their_edge(num_events: int):
-    events = np.arange(1, num_events + 1)
-    windows = cut_windows(events, WindowConfig(window_length=5, context_length=0))
-    seen: list[set[int]] = []
-    for history, target, valid in zip(windows.history, windows.target, windows.valid, strict=True):
-        inside = set(history[history > 0].tolist()) | set(target[target > 0].tolist())
-        assert len({(item - 1) // 5 for item in inside}) == 1  # all from one slice of five events
-        assert (valid > 0).tolist() == (target > 0).tolist()
-        assert (target - history)[valid > 0].tolist() == [1] * int(valid.sum())  # the target is the next event
-        seen.append(inside)
-    assert sum(len(s) for s in seen) == len(set().union(*seen)) if seen else num_events < 2
-
-
-@pytest.mark.parametrize("context", [1, 3, 5, 12])
-@pytest.mark.parametrize("num_events", [0, 1, 2, 5, 6, 11, 23])
-def test_windows_with_context_have_every_event_but_the_first_as_target_once(num_events: int, context: int):
-    events = np.arange(1, num_events + 1)
-    windows = cut_windows(events, WindowConfig(window_length=5, context_length=context))
-    targets = windows.target[windows.valid > 0]
-    assert sorted(targets.tolist()) == list(range(2, num_events + 1))
-    assert (windows.history[windows.valid > 0] == targets - 1).all()
-    for history, target, valid in zip(windows.history, windows.target, windows.valid, strict=True):
-        first = int(target[valid > 0].min())
-        slice_start = (first - 1) // 5 * 5  # events before the slice are context, and at most ``context`` of them
-        assert history[0] == max(1, slice_start - context + 1)
-
-
-def test_an_empty_history_gives_no_window_of_the_right_width():
-    windows = cut_windows(np.zeros(0, np.int64), WindowConfig(window_length=4, context_length=2))
-    assert len(windows) == 0
-    assert windows.history.shape == windows.target.shape == windows.valid.shape == (0, 6)
-
-
-def test_stacked_windows_know_their_owner():
-    config = WindowConfig(window_length=2)
-    many = [cut_windows(np.arange(1, n + 1), config) for n in (4, 1, 2)]
-    stacked, owner = stack_windows(many)
-    assert owner.tolist() == [0, 0, 2]
-    assert stacked.history[:, 0].tolist() == [1, 3, 1]
 
 
 def test_padding_keeps_the_last_events_and_counts_an_empty_history_as_one():

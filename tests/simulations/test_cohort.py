@@ -6,11 +6,11 @@ import torch
 
 from ownlet.shared.adapter import hash_state, initial_adapter
 from ownlet.shared.config import ModelConfig, Plan, WindowConfig
-from ownlet.shared.interactions import cut_windows
 from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.step import dp_sgd_step
+from ownlet.shared.windows import cut_windows
 from ownlet.simulations.cohort import CohortEngine
 
 WINDOWS = WindowConfig(window_length=6)

@@ -17,23 +17,24 @@ from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.grid import InProcessGrid, run_apps
-from ownlet.simulations.shard import MemoryShard
+from ownlet.simulations.shard import StoreShard
+from ownlet.simulations.store import EventStore
 
 NUM_USERS = 30
 
 
 @pytest.fixture(scope="module")
-def shard() -> MemoryShard:
+def shard() -> StoreShard:
     torch.manual_seed(0)
     model = SASRec(ModelConfig(dim=16, num_layers=1, max_length=10), torch.zeros(51, 4)).eval()
     base_hash = hash_state(model.state_dict())
     spec = attach(model, target_modules=("query", "value"), rank=2, alpha=4.0, base_hash=base_hash)
     rng = np.random.default_rng(0)
     histories = [rng.integers(1, 51, size=rng.integers(0, 14)) for _ in range(NUM_USERS)]
-    return MemoryShard(CohortEngine(model, spec), histories, WindowConfig(window_length=6))
+    return StoreShard(CohortEngine(model, spec), EventStore.of(histories), WindowConfig(window_length=6))
 
 
-def _federate(shard: MemoryShard, config: FederationConfig, num_nodes: int) -> FederationResult:
+def _federate(shard: StoreShard, config: FederationConfig, num_nodes: int) -> FederationResult:
     results: list[FederationResult] = []
     spec = shard.engine.spec
 
@@ -51,7 +52,7 @@ def _federate(shard: MemoryShard, config: FederationConfig, num_nodes: int) -> F
 
 
 @pytest.mark.parametrize("unit", ["user", "window"])
-def test_one_two_and_seven_nodes_give_the_same_adapter(shard: MemoryShard, unit: str) -> None:
+def test_one_two_and_seven_nodes_give_the_same_adapter(shard: StoreShard, unit: str) -> None:
     noisy = Plan(steps=2, learning_rate=0.3, sample_rate=0.5, clip_norm=0.5, noise_multiplier=1.0)
     config = FederationConfig(
         rounds=3,
@@ -68,18 +69,18 @@ def test_one_two_and_seven_nodes_give_the_same_adapter(shard: MemoryShard, unit:
     np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-5)
 
 
-def test_more_nodes_than_users_is_fine(shard: MemoryShard) -> None:
+def test_more_nodes_than_users_is_fine(shard: StoreShard) -> None:
     config = FederationConfig(rounds=1, cohort_rate=1.0, noise_multiplier=0.0, seed=5)
     many, one = _federate(shard, config, 40), _federate(shard, config, 1)
     np.testing.assert_allclose(many.vector, one.vector, atol=1e-5)
     assert many.rounds[0].num_nodes == NUM_USERS
 
 
-def test_a_base_that_differs_on_the_nodes_never_enters(shard: MemoryShard) -> None:
-    class Stale(MemoryShard):
+def test_a_base_that_differs_on_the_nodes_never_enters(shard: StoreShard) -> None:
+    class Stale(StoreShard):
         base_hash = "0" * 64  # type: ignore[assignment]
 
-    stale = Stale(shard.engine, [np.arange(1, 9)] * NUM_USERS, WindowConfig(window_length=6))
+    stale = Stale(shard.engine, EventStore.of([np.arange(1, 9)] * NUM_USERS), WindowConfig(window_length=6))
     spec = shard.engine.spec
     results: list[FederationResult] = []
     setup = ServerSetup(

@@ -4,13 +4,14 @@ import pytest
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.run import simulate
+from ownlet.simulations.store import EventStore
 
 PLAN = Plan(steps=1, learning_rate=0.3)
 
 
 def histories(count=40, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, 51, rng.integers(0, 12)) for _ in range(count)]
+    return EventStore.of([rng.integers(1, 51, rng.integers(0, 12)) for _ in range(count)])
 
 
 def config(**changes):
@@ -60,7 +61,7 @@ def test_window_mode_noises_on_the_device_and_charges_each_device(tiny):
     plan = Plan(steps=2, learning_rate=0.1, sample_rate=0.5, clip_norm=0.1, noise_multiplier=1.0)
     local = config(unit="window", noise_multiplier=0.0, plan=plan, clip_norm=10.0)
     engine = CohortEngine(tiny.model, tiny.spec)
-    empty = [np.array([], np.int64)] * 40
+    empty = EventStore.of([np.array([], np.int64)] * 40)
     result = simulate(engine, empty, tiny.vector, local)
     moved = (result.vector - tiny.vector)[tiny.spec.trainable]
     assert moved.std() > 0  # nobody has an event, and every asked device still adds its noise
