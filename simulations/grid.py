@@ -1,28 +1,34 @@
-"""Flower's ``Grid`` in one process: N nodes, each a ClientApp that is called directly.
+"""Flower's ``Grid`` without SuperLink or ports: N nodes, each a ClientApp that is called directly.
 
-The same ServerApp and ClientApp run here as in a deployment, without Ray, SuperLink or ports, at about a millisecond
-per message. Message content goes through Flower's own serialisation both ways, so nothing is shared between nodes, and
-what could not be sent over a network cannot be sent here either. Nodes answer one after the other, so a slow node never
-misses a time-out. What a node raises is logged here, where the node's data is, and the server sees only an error code.
+The same ServerApp and ClientApp run here as in a deployment, at about a millisecond per message. Message content goes
+through Flower's own serialisation both ways, so nothing is shared between nodes, and what could not be sent over a
+network cannot be sent here either. What a node raises is logged where the node's data is, and the server sees only an
+error code.
+
+``InProcessGrid`` calls one node after the other, so a slow node never misses a time-out; the nodes of the grid in
+``simulations/ray_grid.py`` are processes.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from ownlet.shared.errors import require
 
-__all__ = ["InProcessGrid", "run_apps"]
+__all__ = ["Answer", "Call", "InProcessGrid", "LocalGrid", "answer_call", "node_context", "run_apps"]
 
 _RUN_ID = 1
 _FIRST_NODE_ID = 1000  # Flower keeps 1 for the SuperLink
@@ -30,36 +36,98 @@ _FIRST_NODE_ID = 1000  # Flower keeps 1 for the SuperLink
 _log = logging.getLogger(__name__)
 
 
-class InProcessGrid(Grid):
-    """A grid of ``num_nodes`` nodes; partition i lives on the node with id 1000 + i."""
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A message on its way to a node, as bytes."""
 
-    def __init__(
-        self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, UserConfigValue] | None = None
-    ) -> None:
-        """Start the nodes.
+    node: int
+    message_id: str
+    message_type: str
+    group_id: str
+    ttl: float
+    content: bytes
+
+    @classmethod
+    def of(cls, message: Message, message_id: str) -> Call:
+        """Write a message down."""
+        return cls(
+            node=message.metadata.dst_node_id,
+            message_id=message_id,
+            message_type=message.metadata.message_type,
+            group_id=message.metadata.group_id,
+            ttl=message.metadata.ttl,
+            content=_to_bytes(message.content),
+        )
+
+    def message(self) -> Message:
+        """Read the message."""
+        message = Message(_from_bytes(self.content), self.node, self.message_type, group_id=self.group_id, ttl=self.ttl)
+        message.metadata.__dict__["_message_id"] = self.message_id
+        return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a node returned: content as bytes, or an error."""
+
+    content: bytes = b""
+    error_code: int | None = None
+    reason: str = ""
+
+    def message(self, call: Call) -> Message:
+        """Return the reply to a call."""
+        if self.error_code is not None:
+            return Message(Error(self.error_code, self.reason), reply_to=call.message())
+        return Message(_from_bytes(self.content), reply_to=call.message())
+
+
+def answer_call(client_app: ClientApp, context: Context, call: Call) -> Answer:
+    """Be the node: call its app. Whatever that raises becomes an error reply, as in Flower."""
+    try:
+        reply = client_app(call.message(), context)
+    except Exception as error:  # a grid that let it through would end the run
+        _log.warning("node %d raised", call.node, exc_info=error)
+        return Answer(error_code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=repr(error))
+    if not reply.has_content():
+        return Answer(error_code=reply.error.code, reason=reply.error.reason or "")
+    return Answer(content=_to_bytes(reply.content))
+
+
+def node_context(partition: int, num_nodes: int, run_config: Mapping[str, UserConfigValue] | None = None) -> Context:
+    """Return the context of the node that hosts a partition."""
+    return Context(
+        run_id=_RUN_ID,
+        node_id=_FIRST_NODE_ID + partition,
+        node_config={"partition-id": partition, "num-partitions": num_nodes},
+        state=RecordDict(),
+        run_config=dict(run_config or {}),
+    )
+
+
+class LocalGrid(Grid):
+    """What grids on one machine or cluster share; partition i lives on the node with id 1000 + i."""
+
+    def __init__(self, num_nodes: int) -> None:
+        """Name the nodes.
 
         Args:
-            client_app: the app of every node.
             num_nodes: how many.
-            run_config: what each node's ``context.run_config`` holds.
         """
         require(num_nodes >= 1, "num_nodes must be at least 1", num_nodes=num_nodes)
-        self._client_app = client_app
         # Flower's messages take their sender from the process, as in its own simulation.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
         self._run = Run.create_empty(run_id=_RUN_ID)
-        self._contexts = {
-            _FIRST_NODE_ID + partition: Context(
-                run_id=_RUN_ID,
-                node_id=_FIRST_NODE_ID + partition,
-                node_config={"partition-id": partition, "num-partitions": num_nodes},
-                state=RecordDict(),
-                run_config=dict(run_config or {}),
-            )
-            for partition in range(num_nodes)
-        }
+        self._nodes = range(_FIRST_NODE_ID, _FIRST_NODE_ID + num_nodes)
         self._message_ids = map(str, itertools.count(1))
-        self._replies: dict[str, Message] = {}
+        self._calls: dict[str, Call] = {}
+
+    @abstractmethod
+    def _send(self, partition: int, call: Call) -> None:
+        """Deliver a call to the node of a partition."""
+
+    @abstractmethod
+    def _collect(self, message_ids: list[str], wait_seconds: float | None) -> dict[str, Answer]:
+        """Return the answers that are there, each once, after waiting for the others: None is without end."""
 
     def set_run(self, run: Run) -> None:
         """Set the run that this grid belongs to."""
@@ -78,64 +146,67 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all nodes."""
-        return list(self._contexts)
+        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Deliver messages; each node answers before the next is called."""
+        """Send messages and return their ids."""
         sent = []
         for message in messages:
-            sent.append(next(self._message_ids))
-            self._replies[sent[-1]] = self._deliver(message, sent[-1])
+            call = Call.of(message, next(self._message_ids))
+            self._calls[call.message_id] = call
+            sent.append(call.message_id)
+            if call.node in self._nodes:
+                self._send(call.node - _FIRST_NODE_ID, call)
         return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Hand out replies, each once."""
-        return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+        """Hand out the replies that are there, each once."""
+        return self._replies(list(message_ids), 0.0)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Deliver messages and return the replies."""
-        return self.pull_messages(self.push_messages(messages))
+        """Send messages and return the replies that come in time."""
+        return self._replies(self.push_messages(messages), timeout)
 
-    def _deliver(self, message: Message, message_id: str) -> Message:
-        node = message.metadata.dst_node_id
-        delivered = Message(
-            _copied(message.content),
-            node,
-            message.metadata.message_type,
-            group_id=message.metadata.group_id,
-            ttl=message.metadata.ttl,
-        )
-        delivered.metadata.__dict__["_message_id"] = message_id
-        if node not in self._contexts:
-            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such node"), reply_to=delivered)
-        try:
-            reply = self._client_app(delivered, self._contexts[node])
-        except Exception as error:
-            # Flower turns whatever a node raises into an error reply; a grid that let it through would end the run.
-            _log.warning("node %d raised", node, exc_info=error)
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=delivered)
-        if reply.has_content():
-            reply.content = _copied(reply.content)
-        return reply
+    def _replies(self, message_ids: list[str], wait_seconds: float | None) -> list[Message]:
+        known = [message_id for message_id in message_ids if message_id in self._calls]
+        lost = [message_id for message_id in known if self._calls[message_id].node not in self._nodes]
+        answers = self._collect([message_id for message_id in known if message_id not in lost], wait_seconds)
+        answers |= {at: Answer(error_code=ErrorCode.NODE_UNAVAILABLE, reason="no such node") for at in lost}
+        return [answers[at].message(self._calls.pop(at)) for at in known if at in answers]
 
 
-def _copied(content: RecordDict) -> RecordDict:
-    return recorddict_from_proto(recorddict_to_proto(content))
+class InProcessGrid(LocalGrid):
+    """Nodes in this process; each answers before the next is called."""
+
+    def __init__(
+        self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, UserConfigValue] | None = None
+    ) -> None:
+        """Start the nodes.
+
+        Args:
+            client_app: the app of every node.
+            num_nodes: how many.
+            run_config: what each node's ``context.run_config`` holds.
+        """
+        super().__init__(num_nodes)
+        self._client_app = client_app
+        self._contexts = [node_context(partition, num_nodes, run_config) for partition in range(num_nodes)]
+        self._answers: dict[str, Answer] = {}
+
+    def _send(self, partition: int, call: Call) -> None:
+        self._answers[call.message_id] = answer_call(self._client_app, self._contexts[partition], call)
+
+    def _collect(self, message_ids: list[str], wait_seconds: float | None) -> dict[str, Answer]:
+        return {at: self._answers.pop(at) for at in message_ids}
 
 
-def run_apps(
-    server_app: ServerApp,
-    client_app: ClientApp,
-    num_nodes: int,
-    run_config: Mapping[str, UserConfigValue] | None = None,
-) -> None:
-    """Run a ServerApp against ``num_nodes`` in-process nodes until it returns.
+def run_apps(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:
+    """Run a ServerApp against a grid until it returns.
 
     Args:
         server_app: as ``make_server_app`` gives it.
-        client_app: as ``make_client_app`` gives it.
-        num_nodes: how many nodes the population is spread over; the result does not depend on it.
-        run_config: what every ``context.run_config`` holds.
+        grid: the nodes.
+        run_config: what the server's ``context.run_config`` holds.
 
     Raises:
         OwnletError: what the server app raises.
@@ -143,4 +214,13 @@ def run_apps(
     context = Context(
         run_id=_RUN_ID, node_id=SUPERLINK_NODE_ID, node_config={}, state=RecordDict(), run_config=dict(run_config or {})
     )
-    server_app(InProcessGrid(client_app, num_nodes, run_config), context)
+    server_app(grid, context)
+
+
+def _to_bytes(content: RecordDict) -> bytes:
+    data: bytes = recorddict_to_proto(content).SerializeToString()
+    return data
+
+
+def _from_bytes(content: bytes) -> RecordDict:
+    return recorddict_from_proto(RecordDictProto.FromString(content))

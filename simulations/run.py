@@ -13,7 +13,7 @@ from ownlet.server.rounds import FederationResult, OnRound
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError
-from ownlet.simulations.grid import run_apps
+from ownlet.simulations.grid import InProcessGrid, run_apps
 from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.store import EventStore
 
@@ -66,7 +66,8 @@ def simulate(
             on_result=found.append,
         )
 
-    run_apps(make_server_app(load_setup), make_client_app(lambda context: shard), num_nodes)
+    grid = InProcessGrid(make_client_app(lambda context: shard), num_nodes)
+    run_apps(make_server_app(load_setup), grid)
     if not found:
         raise FederationError("the server app must end with a result, got none")
     return found[0]

@@ -45,6 +45,6 @@ def test_no_node_in_time_is_an_error(world: Any) -> None:
 @pytest.mark.parametrize(("place", "rule"), [((0, 2), "one node must host"), ((1, 3), "agree on the number")])
 def test_nodes_that_contradict_each_other_are_refused(world: Any, place: tuple[int, int], rule: str) -> None:
     grid = world.grid(2)
-    grid._contexts[1001].node_config = {"partition-id": place[0], "num-partitions": place[1]}
+    grid._contexts[1].node_config = {"partition-id": place[0], "num-partitions": place[1]}
     with pytest.raises(FederationError, match=rule):
         Nodes(grid, 1.0).connected()

@@ -150,8 +150,8 @@ def test_on_round_sees_every_record_and_the_adapter_of_that_round(world: Any) ->
 def test_without_a_seed_devices_are_not_sent_one(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = world.grid(1)
     sent: list[Any] = []
-    deliver = grid._deliver
-    monkeypatch.setattr(grid, "_deliver", lambda message, number: (sent.append(message), deliver(message, number))[1])
+    push = grid.push_messages
+    monkeypatch.setattr(grid, "push_messages", lambda messages: (sent.extend(messages), push(messages))[1])
     world.run(replace(PRIVATE, seed=None, cohort_rate=1.0, rounds=1), grid=grid)
     assert "seed" not in sent[-1].content["request"]
     assert sent[-1].content["request"]["users"] == list(range(20))

@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 
 from ownlet.shared.quiet import QUIET_ENVIRONMENT
-from ownlet.simulations.grid import run_apps
+from ownlet.simulations.grid import InProcessGrid, run_apps
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, bool | float | int | str] = {
@@ -42,7 +42,8 @@ def _last_adapter(folder: Path) -> tuple[np.ndarray, int]:
 def _in_process(folder: Path, num_nodes: int, **changes: bool | float | int | str) -> np.ndarray:
     from ownlet.simulations.flower_app import client_app, server_app
 
-    run_apps(server_app, client_app, num_nodes, {**SETTINGS, "folder": str(folder), **changes})
+    settings = {**SETTINGS, "folder": str(folder), **changes}
+    run_apps(server_app, InProcessGrid(client_app, num_nodes, settings), settings)
     vector, version = _last_adapter(folder)
     assert version == changes.get("rounds", 2)
     return vector
