@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from ownlet.simulations.progress import Progress, Step
@@ -26,10 +26,10 @@ class _Terminal:
         task = self._bars.add_task(name, total=total, note="")
         last = ""
 
-        def step(note: str) -> None:
+        def step(note: str, share: float = 1.0, /) -> None:
             nonlocal last
-            last = note
-            self._bars.update(task, advance=1, note=note)
+            last = note or last
+            self._bars.update(task, advance=share, note=last)
 
         yield step
         self._bars.update(task, total=self._bars.tasks[task].completed)  # a stage may end early
@@ -43,7 +43,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),

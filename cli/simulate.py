@@ -42,12 +42,28 @@ class EngineChoice(StrEnum):
     executorch = "executorch"
 
 
+class GridChoice(StrEnum):
+    """Where the nodes live."""
+
+    in_process = "in-process"
+    ray = "ray"
+
+
 def simulate(
     base: Annotated[Path, typer.Option(help="The base.pt that `ownlet pretrain` left.")],
     data: Data = None,
     columns: Columns = "",
     core: Core = 5,
     public_before: PublicBefore = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Population of any size that `ownlet store` wrote, in place of --data.")
+    ] = None,
+    sampled_users: Annotated[
+        int, typer.Option(min=1, help="With --store: devices, drawn at random, that the result is measured on.")
+    ] = 2000,
+    public_users: Annotated[
+        int, typer.Option(min=1, help="With --store: users at its end that are public and decide about publication.")
+    ] = 1000,
     unit: Annotated[
         Unit, typer.Option(help="user: delta clipped, noise on the server. window: local DP-SGD. none: no privacy.")
     ] = Unit.user,
@@ -62,6 +78,7 @@ def simulate(
     dp_delta: Annotated[float, typer.Option(help="The delta at which epsilon is stated.")] = 1e-5,
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 30,
     cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.2,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Rounds between evaluations on public users.")] = 5,
     clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of a user's delta.")] = 0.3,
     steps: Annotated[int, typer.Option(min=1, help="Local steps in a round.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.3,
@@ -76,6 +93,12 @@ def simulate(
     train_a: Annotated[bool, typer.Option(help="Train A as well as B.")] = False,
     engine: Annotated[EngineChoice, typer.Option(help="What trains a user.")] = EngineChoice.cohort,
     nodes: Annotated[int, typer.Option(min=1, help="Flower nodes; never changes the result.")] = 1,
+    grid: Annotated[
+        GridChoice, typer.Option(help="in-process, or ray: nodes are processes, on one machine or a cluster.")
+    ] = GridChoice.in_process,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, auto for this machine's. Default: start one here.")
+    ] = None,
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     name: Name = None,
@@ -100,6 +123,8 @@ def simulate(
     from ownlet.simulations.setting import DataConfig
 
     use_threads(threads)
+    if store is not None and data is not None:
+        raise ConfigError(f"data and store must not be given together, got {data} and {store}")
     if unit is not Unit.none and target_epsilon is None and noise_multiplier is None:
         raise ConfigError(f"unit {unit.value} must have --target-epsilon or --noise-multiplier, got neither")
     if unit is Unit.window and noise_multiplier is None:
@@ -133,11 +158,17 @@ def simulate(
     )
     config = FederatedRunConfig(
         base=base,
+        store=store,
+        public_users=public_users,
+        sampled_users=sampled_users,
         data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
         adapter=AdapterConfig(rank=rank, alpha=2.0 * rank, train_a=train_a),
         federation=federation,
         engine=engine.value,
         num_nodes=nodes,
+        grid=grid.value,
+        ray_address=ray_address,
+        evaluate_every=evaluate_every,
     )
     folder = RunFolder.create(runs, "simulate", config, seed, name=name, overwrite=overwrite)
     console = Console()

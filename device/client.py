@@ -32,7 +32,10 @@ from ownlet.shared.wire import (
     request_from_records,
 )
 
-__all__ = ["Shard", "answer", "device_noise", "make_client_app", "place_of"]
+__all__ = ["OnUsers", "Shard", "answer", "device_noise", "make_client_app", "place_of"]
+
+OnUsers = Callable[[int, int], None]
+"""Told how many users have just been trained, and how many the request asks for."""
 
 _MEMORY_BYTES = 256 * 2**20  # for adapters: an engine returns a whole one per user
 _COPIES = 4  # of each user's adapter: the engine's, its trained one, the delta, the clipped delta
@@ -60,13 +63,16 @@ class Shard(Protocol):
         ...
 
 
-def answer(request: TrainRequest, shard: Shard, *, memory_bytes: int = _MEMORY_BYTES) -> TrainReply:
+def answer(
+    request: TrainRequest, shard: Shard, *, memory_bytes: int = _MEMORY_BYTES, on_users: OnUsers | None = None
+) -> TrainReply:
     """Train every user of the request and sum their clipped deltas.
 
     Args:
         request: what the server asks.
         shard: the users and the engine.
         memory_bytes: users are handed to the engine in groups whose adapters take about this much, one at the least.
+        on_users: called after each of these groups.
 
     Returns:
         The sum over users, added up in float64, sent in float32.
@@ -86,6 +92,8 @@ def answer(request: TrainRequest, shard: Shard, *, memory_bytes: int = _MEMORY_B
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is zeroed on the next line
             deltas = clipped_deltas(shard.engine, request.vector, windows, request.plan, noises, request.clip_norm)
         total += _finite_or_zero(deltas).sum(axis=0, dtype=np.float64)
+        if on_users is not None:
+            on_users(len(users), len(request.users))
     return TrainReply(
         total=total.astype(np.float32),
         round=request.round,
@@ -125,7 +133,7 @@ def _finite_or_zero(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(finite, deltas, np.float32(0))
 
 
-def make_client_app(load_shard: Callable[[Context], Shard]) -> ClientApp:
+def make_client_app(load_shard: Callable[[Context], Shard], *, on_users: OnUsers | None = None) -> ClientApp:
     """Return the Flower app of a node.
 
     It answers ``train`` with the sum of its users' deltas, and ``query.place`` with the partition of the population
@@ -133,6 +141,7 @@ def make_client_app(load_shard: Callable[[Context], Shard]) -> ClientApp:
 
     Args:
         load_shard: gives the node's users and engine; called for every message, so it should cache.
+        on_users: for progress where the app runs in the watcher's process; see ``answer``.
     """
     app = ClientApp()
 
@@ -140,7 +149,7 @@ def make_client_app(load_shard: Callable[[Context], Shard]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         shard = load_shard(context)
         request = request_from_records(message.content, shard.engine.spec.size)
-        return Message(reply_to_records(answer(request, shard)), reply_to=message)
+        return Message(reply_to_records(answer(request, shard, on_users=on_users)), reply_to=message)
 
     @app.query(PLACE_ACTION)
     def place(message: Message, context: Context) -> Message:

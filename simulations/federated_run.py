@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from ownlet.device.client import make_client_app
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
@@ -19,16 +26,18 @@ from ownlet.shared.metrics import Metric, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
 from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
-from ownlet.simulations.pretrain import load_base
+from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
+from ownlet.simulations.pretrain import load_base, load_catalogue
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.run import simulate
-from ownlet.simulations.setting import DataConfig, prepare
-from ownlet.simulations.store import EventStore
+from ownlet.simulations.setting import DataConfig
+from ownlet.simulations.shard import StoreShard
 
-__all__ = ["EngineName", "FederatedRunConfig", "FederatedRunResult", "make_engine", "run_federated"]
+__all__ = ["EngineName", "FederatedRunConfig", "FederatedRunResult", "GridName", "make_engine", "run_federated"]
 
 EngineName = Literal["cohort", "opacus", "executorch"]
+GridName = Literal["in-process", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +46,44 @@ class FederatedRunConfig:
 
     Args:
         base: file of the base, as ``ownlet pretrain`` leaves it.
-        data: which interactions; must be those that the base was trained on.
+        data: which interactions; must be those that the base was trained on. Unused with a store.
+        store: folder that ``ownlet store`` wrote for the base: a population of any size.
+        public_users: of a store: users at its end that are public and decide about publication.
+        sampled_users: of a store: devices that the result is measured on.
         adapter: where LoRA goes.
         federation: the rounds.
         engine: ``cohort`` trains many users at once; ``opacus`` and ``executorch`` train one after the other.
         num_nodes: Flower nodes that the devices are spread over; never changes the result.
+        grid: ``in-process``, or ``ray`` for nodes that are processes, on one machine or a Ray cluster.
+        ray_address: of a running Ray cluster; None starts one on this machine.
         evaluate_every: rounds between evaluations on held-out public users.
     """
 
     base: Path
     data: DataConfig = field(default_factory=DataConfig)
+    store: Path | None = None
+    public_users: int = 1000
+    sampled_users: int = 2000
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     engine: EngineName = "cohort"
     num_nodes: int = 1
+    grid: GridName = "in-process"
+    ray_address: str | None = None
     evaluate_every: int = 5
 
     def __post_init__(self) -> None:
         require(
             self.engine in get_args(EngineName), f"engine must be one of {get_args(EngineName)}", engine=self.engine
         )
-        require(self.num_nodes >= 1, "num_nodes must be at least 1", num_nodes=self.num_nodes)
-        require(self.evaluate_every >= 1, "evaluate_every must be at least 1", evaluate_every=self.evaluate_every)
+        require(self.grid in get_args(GridName), f"grid must be one of {get_args(GridName)}", grid=self.grid)
+        require(
+            self.grid == "in-process" or self.engine != "executorch",
+            "engine must be cohort or opacus on a Ray grid",
+            engine=self.engine,
+        )
+        for name in ("num_nodes", "public_users", "sampled_users", "evaluate_every"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,50 +115,98 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
     Raises:
         DataError: base or data cannot be read.
         ConfigError: the base was trained on another catalogue.
+        ConnectionError: no Ray cluster at the address.
     """
     started = time.monotonic()
-    setting = prepare(config.data)
-    model = load_base(config.base)
-    if model.num_items != setting.data.num_items:
-        raise ConfigError(
-            f"data must have the catalogue of the base, got {setting.data.num_items} items where "
-            f"the base has {model.num_items}"
-        )
-    spec = attach_adapter(model, config.adapter)
+    fleet, model, spec = _load(config)
     start = initial_adapter(spec, config.federation.seed or 0)
     engine = make_engine(config, model, spec, start, folder.path)
-    public: dict[int, float] = {0: mean_ndcg(model, setting.validation, spec=spec, vector=start)}
+    rows = folder.read_metrics()  # of the rounds before an interruption
+    public = {0: mean_ndcg(model, fleet.validation, spec=spec, vector=start)}
+    public |= {row["round"]: row["public_ndcg@10"] for row in rows if row["public_ndcg@10"] is not None}
     name = "rounds" if config.federation.unit == "none" else f"{config.federation.unit}-level rounds"
-    with progress.stage(f"{name} over {len(setting.devices)} devices", config.federation.rounds) as step:
+    with (
+        progress.stage(f"{name} over {fleet.num_users:,} devices", config.federation.rounds) as step,
+        _grid(config) as grid,
+    ):
+
+        def on_users(trained: int, asked: int) -> None:
+            step("", trained / asked / config.num_nodes)
 
         def on_round(result: RoundResult, vector: Vector) -> None:
             if result.round % config.evaluate_every == 0 or result.round == config.federation.rounds:
-                public[result.round] = mean_ndcg(model, setting.validation, spec=spec, vector=vector)
+                public[result.round] = mean_ndcg(model, fleet.validation, spec=spec, vector=vector)
+            rows.append(_row(result, public))
+            folder.write_metrics(rows)
             spent = f", ε {result.epsilon:.3f}" if math.isfinite(result.epsilon) else ""
             void = ", void" if result.void else ""
-            step(f"NDCG@10 on public users {public[max(public)]:.4f}{spent}{void}")
+            speed = f"{result.num_asked / result.seconds:,.0f} users/s, "
+            share = 0.0 if grid is None and result.num_asked else 1.0
+            step(f"{speed}NDCG@10 on public users {public[max(public)]:.4f}{spent}{void}", share)
 
         result = simulate(
             engine,
-            EventStore.of(setting.devices),
+            fleet.store,
             start,
             config.federation,
+            num_users=fleet.num_users,
+            held_out=fleet.held_out,
             num_nodes=config.num_nodes,
+            grid=grid,
             checkpoint=folder.path / "federation.ckpt",
             resume=True,
             on_round=on_round,
+            on_users=on_users,
         )
     published = None
-    if is_publishable(model, spec, result.vector, setting.validation):
+    if is_publishable(model, spec, result.vector, fleet.validation):
         published = folder.path / "adapter.safetensors"
         save_adapter(published, spec, result.vector, version=result.version)
     folder.write_metrics([_row(record, public) for record in result.rounds])
     quality = {
-        "base": summarise(model_ranks(model, setting.test)),
-        "federated": summarise(model_ranks(model, setting.test, spec=spec, vectors=result.vector)),
+        "base": summarise(model_ranks(model, fleet.test)),
+        "federated": summarise(model_ranks(model, fleet.test, spec=spec, vectors=result.vector)),
     }
-    folder.write_summary(_summary(config, setting.facts, quality, result, time.monotonic() - started))
+    folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started))
     return FederatedRunResult(federation=result, quality=quality, published=published)
+
+
+def _load(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
+    """Return the devices, the base with the adapter attached, and the adapter's spec."""
+    if config.store is None:
+        fleet = fleet_of_data(config.data)
+    else:
+        fleet = fleet_of_store(
+            config.store,
+            load_catalogue(config.base),
+            public_users=config.public_users,
+            sampled_users=config.sampled_users,
+            seed=config.federation.seed or 0,
+        )
+    model = load_base(config.base)
+    if model.num_items != fleet.num_items:
+        raise ConfigError(
+            f"data must have the catalogue of the base, {model.num_items} items, got {fleet.num_items} items"
+        )
+    return fleet, model, attach_adapter(model, config.adapter)
+
+
+def _grid(config: FederatedRunConfig) -> AbstractContextManager[Grid | None]:
+    """Return the Ray grid where it is asked for; None stands for nodes in this process."""
+    if config.grid == "in-process":
+        return nullcontext()
+    from ownlet.simulations.ray_grid import RayGrid
+
+    config = replace(config, base=config.base.resolve(), store=config.store and config.store.resolve())
+    return RayGrid(partial(load_client_app, config), config.num_nodes, address=config.ray_address)
+
+
+def load_client_app(config: FederatedRunConfig) -> ClientApp:
+    """Return the app of a node that loads base and devices itself: what a Ray actor runs."""
+    fleet, model, spec = _load(config)
+    engine = make_engine(config, model, spec, initial_adapter(spec, 0), Path())
+    shard = StoreShard(engine, fleet.store, config.federation.windows, held_out=fleet.held_out)
+    return make_client_app(lambda context: shard)
 
 
 def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, vector: Vector, folder: Path) -> Engine:
@@ -148,7 +221,6 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
         return OpacusEngine(model, spec)
     from ownlet.device.executorch_engine import ExecutorchEngine
     from ownlet.export.bundle import write_bundle
-    from ownlet.simulations.pretrain import load_catalogue
 
     bundle = folder / "bundle"
     write_bundle(
@@ -157,7 +229,7 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
     return ExecutorchEngine.open(bundle)
 
 
-def _row(record: RoundResult, public: dict[int, float]) -> dict[str, object]:
+def _row(record: RoundResult, public: Mapping[int, float]) -> dict[str, Any]:
     return {
         "round": record.round,
         "version": record.version,

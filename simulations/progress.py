@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 __all__ = ["Progress", "Silent", "Step"]
 
-Step = Callable[[str], None]
-"""Says that a step is done, with a note."""
+
+class Step(Protocol):
+    """Says that a step is done, or some share of one, with a note."""
+
+    def __call__(self, note: str, share: float = 1.0, /) -> None:
+        """Be told."""
+        ...
 
 
 class Progress(Protocol):
@@ -25,4 +29,4 @@ class Silent:
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Step]:
         """Open a stage that nobody sees."""
-        return nullcontext(lambda note: None)
+        return nullcontext(lambda note, share=1.0: None)

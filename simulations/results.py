@@ -157,6 +157,11 @@ class RunFolder:
         write_atomic(self.path / "metrics.parquet", buffer.getvalue())
         return self.path / "metrics.parquet"
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the rows that ``write_metrics`` has written so far; none where there is no file yet."""
+        path = self.path / "metrics.parquet"
+        return pl.read_parquet(path).to_dicts() if path.exists() else []
+
     def write_summary(self, summary: Mapping[str, object]) -> Path:
         """Check the summary and write it as ``summary.json``, atomically; this finishes the run.
 

@@ -1,12 +1,13 @@
-"""Federated simulation: the deployed ServerApp and ClientApp over nodes in this process."""
+"""Federated simulation: the deployed ServerApp and ClientApp, by default over nodes in this process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.serverapp import Grid
 
-from ownlet.device.client import make_client_app
+from ownlet.device.client import OnUsers, make_client_app
 from ownlet.device.train import Engine
 from ownlet.server.app import ServerSetup, make_server_app
 from ownlet.server.rounds import FederationResult, OnRound
@@ -26,24 +27,30 @@ def simulate(
     vector: Vector,
     config: FederationConfig,
     *,
+    num_users: int | None = None,
     held_out: int = 0,
     num_nodes: int = 1,
+    grid: Grid | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
     on_round: OnRound | None = None,
+    on_users: OnUsers | None = None,
 ) -> FederationResult:
-    """Run federated rounds over in-process nodes.
+    """Run federated rounds.
 
     Args:
         engine: trains the users.
         store: the users.
         vector: (P,) the adapter to start from.
         config: the run.
+        num_users: devices are the users 0..num_users-1 of the store; by default all.
         held_out: this many of each user's last events are not trained on.
-        num_nodes: nodes that the population is spread over; never changes the result.
+        num_nodes: nodes in this process that the devices are spread over; never changes the result.
+        grid: nodes elsewhere, in place of those; they must host the same store with an equal engine.
         checkpoint: file for the state after each round.
         resume: go on from the checkpoint if there is one.
         on_round: called after every round.
+        on_users: called as users are trained on nodes in this process.
 
     Returns:
         The last adapter and a record of every round.
@@ -51,7 +58,9 @@ def simulate(
     Raises:
         FederationError: no round could be run.
     """
-    shard = StoreShard(engine, store, config.windows, held_out=held_out)
+    if grid is None:
+        shard = StoreShard(engine, store, config.windows, held_out=held_out)
+        grid = InProcessGrid(make_client_app(lambda context: shard, on_users=on_users), num_nodes)
     found: list[FederationResult] = []
 
     def load_setup(context: Context) -> ServerSetup:
@@ -59,14 +68,13 @@ def simulate(
             config=config,
             spec=engine.spec,
             vector=vector,
-            num_users=store.num_users,
+            num_users=store.num_users if num_users is None else num_users,
             checkpoint=checkpoint,
             resume=resume,
             on_round=on_round,
             on_result=found.append,
         )
 
-    grid = InProcessGrid(make_client_app(lambda context: shard), num_nodes)
     run_apps(make_server_app(load_setup), grid)
     if not found:
         raise FederationError("the server app must end with a result, got none")

@@ -88,7 +88,7 @@ class _Sender:
         key = (os.getpid(), next(_numbers))
         _events.put(("open", key, name, total))
         try:
-            yield lambda note: _events.put(("step", key, note))
+            yield lambda note, share=1.0: _events.put(("step", key, note, share))
         finally:
             _events.put(("close", key))
 

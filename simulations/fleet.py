@@ -1,0 +1,103 @@
+"""The devices of a federated run, and the questions that its adapters are judged by.
+
+Either the device users of a data set in memory, or a store of any size, of which only samples are ever evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ownlet.shared.errors import ConfigError, DataError
+from ownlet.shared.interactions import Item
+from ownlet.simulations.evaluate import Cases, all_positions
+from ownlet.simulations.setting import DataConfig, last_event_cases, prepare
+from ownlet.simulations.store import EventStore
+
+__all__ = ["Fleet", "fleet_of_data", "fleet_of_store"]
+
+_PUBLIC_POSITIONS = 5  # of each public user of a store, its last ones
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fleet:
+    """Who is trained on, and who is asked.
+
+    Args:
+        store: histories; devices are its users 0..num_users-1.
+        num_users: how many devices.
+        held_out: last events of every user of the store that no device trains on.
+        num_items: of the catalogue.
+        test: the last event of devices, of all or of a sample.
+        validation: of held-out public users, who are not devices.
+        facts: name and size, as run summaries hold them.
+    """
+
+    store: EventStore
+    num_users: int
+    held_out: int
+    num_items: int
+    test: Cases
+    validation: Cases
+    facts: dict[str, object]
+
+
+def fleet_of_data(config: DataConfig) -> Fleet:
+    """Return the device users of a data set; every one is tested."""
+    setting = prepare(config)
+    return Fleet(
+        store=EventStore.of(setting.devices),
+        num_users=len(setting.devices),
+        held_out=0,  # the setting has taken the last events away
+        num_items=setting.data.num_items,
+        test=setting.test,
+        validation=setting.validation,
+        facts=setting.facts,
+    )
+
+
+def fleet_of_store(path: Path, catalogue: Sequence[Item], *, public_users: int, sampled_users: int, seed: int) -> Fleet:
+    """Return the users of a store, all but the last of them devices.
+
+    Args:
+        path: folder that ``ownlet store`` wrote.
+        catalogue: of the base; the store must have been written for it.
+        public_users: this many users at the end of the store are public and held out: they decide about publication.
+        sampled_users: how many devices are tested.
+        seed: of that sample.
+
+    Raises:
+        DataError: not a store, or fewer users than are to be public.
+        ConfigError: the store was written for another catalogue.
+    """
+    store = EventStore.open(path)
+    if tuple(item.id for item in store.items) != tuple(item.id for item in catalogue):
+        raise ConfigError(f"store must be written for the catalogue of the base, got another in {path}")
+    num_users = store.num_users - public_users
+    if num_users < 1:
+        raise DataError(f"store must have more users than the {public_users} public ones, got {store.num_users}")
+    sample = np.random.default_rng(seed).choice(num_users, min(sampled_users, num_users), replace=False)
+    return Fleet(
+        store=store,
+        num_users=num_users,
+        held_out=1,
+        num_items=len(store.items),
+        test=last_event_cases(_histories(store, np.sort(sample))),
+        validation=all_positions(_histories(store, np.arange(num_users, store.num_users)), last=_PUBLIC_POSITIONS),
+        facts={
+            "name": store.name,
+            "users": store.num_users,
+            "items": len(store.items),
+            "interactions": len(store.events),
+        },
+    )
+
+
+def _histories(store: EventStore, users: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the histories that have an event to ask for and one before it."""
+    histories = [store.history(int(user)) for user in users]
+    return [history for history in histories if len(history) >= 2]
