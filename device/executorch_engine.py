@@ -101,6 +101,9 @@ class ExecutorchEngine:
         return np.concatenate(losses)[: len(windows)]
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
+        require(
+            plan.num_negatives == 0, "num_negatives must be 0 in a bundle's program", num_negatives=plan.num_negatives
+        )
         vector, rate = start, plan.learning_rate / plan.expected_batch
         for _ in range(plan.steps):
             chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))

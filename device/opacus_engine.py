@@ -30,7 +30,7 @@ from ownlet.shared.errors import PrivacyError, require
 from ownlet.shared.lora import LoRALinear
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
-from ownlet.shared.objectives import softmax_loss
+from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
 from ownlet.shared.windows import Windows
 
 __all__ = ["OpacusEngine"]
@@ -89,7 +89,7 @@ class OpacusEngine:
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise PrivacyError(f"base must not have batch normalisation, got layer {name!r}")
-        self._spec = spec
+        self._spec, self._num_items = spec, model.num_items
         wrapped = copy.deepcopy(model).eval().requires_grad_(False)
         self._pairs: dict[str, _LoRAPair] = {}
         for layer in spec.layers:
@@ -126,9 +126,12 @@ class OpacusEngine:
         optimizer = _SourcedOptimizer(torch.optim.SGD(parameters, lr=plan.learning_rate), plan, noise)
         for _ in range(plan.steps):
             chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
+            negatives = None
+            if plan.num_negatives:
+                negatives = noise.negatives(len(windows), plan.num_negatives, self._num_items)[chosen]
             optimizer.zero_grad(set_to_none=True)
             if len(chosen):
-                self._backward(windows, chosen)
+                self._backward(windows[chosen], negatives)
             else:  # nothing to differentiate; the step still clips nothing, adds noise and moves
                 for p in parameters:
                     p.grad_sample = torch.zeros(0, *p.shape)
@@ -136,9 +139,13 @@ class OpacusEngine:
         optimizer.zero_grad(set_to_none=True)
         return self._spec.check(self._store(), what="trained adapter")
 
-    def _backward(self, windows: Windows, chosen: NDArray[np.int64]) -> None:
-        history, target = torch.from_numpy(windows.history[chosen]), torch.from_numpy(windows.target[chosen])
-        losses = softmax_loss(self._model(history), target, torch.from_numpy(windows.valid[chosen]))
+    def _backward(self, windows: Windows, negatives: NDArray[np.int64] | None) -> None:
+        scores = self._model(torch.from_numpy(windows.history))
+        target, valid = torch.from_numpy(windows.target), torch.from_numpy(windows.valid)
+        if negatives is None:
+            losses = softmax_loss(scores, target, valid)
+        else:
+            losses = sampled_softmax_loss(scores, target, valid, torch.from_numpy(negatives))
         with warnings.catch_warnings():  # the first layer's input has no gradient, which is as it should be
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses.sum().backward()

@@ -4,9 +4,9 @@ An engine takes the global adapter, windows, a public plan and a source of rando
 became. Two engines that are given equal masks and noise return equal vectors, to float tolerance: a test pins it.
 
 For each user, for each of the plan's steps, in this order: ``noise.poisson_mask(num_windows, plan.sample_rate)``
-chooses the batch; ``noise.gaussian(num_trainable, plan.noise_std)`` is added to the sum of the clipped gradients, also
-when the batch is empty; the sum is divided by ``plan.expected_batch`` and the adapter moves by the learning rate
-against it.
+chooses the batch; ``noise.negatives`` gives every window its negatives, where the plan has any;
+``noise.gaussian(num_trainable, plan.noise_std)`` is added to the sum of the clipped gradients, also when the batch is
+empty; the sum is divided by ``plan.expected_batch`` and the adapter moves by the learning rate against it.
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ class Plan:
         expected_batch: the public number that every gradient sum is divided by; never the user's own count.
         clip_norm: C, the bound on each window's gradient norm; infinity means no bound.
         noise_multiplier: sigma = standard deviation of the noise on the gradient sum, divided by C.
+        num_negatives: random items per window that stand for the catalogue in the softmax; 0 is the whole catalogue.
     """
 
     steps: int = 3
@@ -99,6 +100,7 @@ class Plan:
     expected_batch: float = 1.0
     clip_norm: float = math.inf
     noise_multiplier: float = 0.0
+    num_negatives: int = 0
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps must be at least 1", steps=self.steps)
@@ -108,6 +110,7 @@ class Plan:
             0 < self.expected_batch < math.inf, "expected_batch must be positive", expected_batch=self.expected_batch
         )
         require(self.clip_norm > 0, "clip_norm must be positive", clip_norm=self.clip_norm)
+        require(self.num_negatives >= 0, "num_negatives must not be negative", num_negatives=self.num_negatives)
         require(
             0 <= self.noise_multiplier < math.inf,
             "noise_multiplier must not be negative",

@@ -35,6 +35,10 @@ class NoiseSource(Protocol):
         """Return (size,) independent normals with the given standard deviation."""
         ...
 
+    def negatives(self, windows: int, number: int, num_items: int) -> NDArray[np.int64]:
+        """Return (windows, number) independent item numbers, each of 1..num_items equally likely."""
+        ...
+
 
 class AesNoise:
     """The source of everything that is released: masks and Gaussians from two separate AES-CTR streams."""
@@ -54,6 +58,10 @@ class AesNoise:
     @cached_property
     def _normals(self) -> CipherContext:
         return self._stream(b"normals")
+
+    @cached_property
+    def _items(self) -> CipherContext:
+        return self._stream(b"items")
 
     @classmethod
     def seeded(cls, *parts: object) -> AesNoise:
@@ -96,6 +104,11 @@ class AesNoise:
         scaled: NDArray[np.float64] = pairs.reshape(4, size).sum(axis=0) * (std / 2.0)
         return scaled.astype(np.float32)
 
+    def negatives(self, windows: int, number: int, num_items: int) -> NDArray[np.int64]:
+        """Return (windows, number) independent item numbers, each of 1..num_items equally likely."""
+        uniform = self._uniform(self._items, windows * number).reshape(windows, number)
+        return 1 + (uniform * num_items).astype(np.int64)
+
     def _stream(self, name: bytes) -> CipherContext:
         key = hashlib.sha256(self._key + name).digest()
         return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
@@ -126,6 +139,10 @@ class SimulatedNoise:
     def _normals(self) -> CipherContext:
         return self._stream("normals")
 
+    @cached_property
+    def _items(self) -> CipherContext:
+        return self._stream("items")
+
     def poisson_mask(self, size: int, rate: float) -> NDArray[np.bool_]:
         """Return (size,) independent coins, true with probability ``rate``."""
         return np.ones(size, np.bool_) if rate >= 1 else self._uniform(self._masks, size) < rate
@@ -139,6 +156,11 @@ class SimulatedNoise:
         radius = np.sqrt(np.float32(-2) * np.log(1 - uniform[:half])) * np.float32(std)  # (half,)
         angle = np.float32(2 * np.pi) * uniform[half:]
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+
+    def negatives(self, windows: int, number: int, num_items: int) -> NDArray[np.int64]:
+        """Return (windows, number) independent item numbers, each of 1..num_items equally likely."""
+        words = np.frombuffer(self._items.update(bytes(8 * windows * number)), dtype="<u8")
+        return 1 + (words % np.uint64(num_items)).astype(np.int64).reshape(windows, number)
 
     def _stream(self, purpose: str) -> CipherContext:
         key = hashlib.blake2b((self._name + purpose).encode(), digest_size=16).digest()

@@ -1,12 +1,12 @@
 """The cohort engine: many users' adapters trained as one batched computation.
 
 The base is frozen and shared, so users differ only in their adapters, which are inputs. All windows of a chunk of users
-go through one forward pass and one ``autograd.grad``. Masks and noise are drawn per user from that user's own source,
-so the result does not depend on who shares a chunk, and equals what the engine of a single device computes.
+go through one forward and one backward pass that gives a gradient per window; each is clipped, and summed for its user.
+Masks and noise are drawn per user from that user's own source, so the result does not depend on who shares a chunk, and
+equals what the engine of a single device computes.
 
-What is not arithmetic has been removed, and ``docs/cohort.md`` has the measurements: blocks below the lowest adapter
-run once and not in every step, windows of similar length are padded together, scores are computed for valid positions
-only, and chunks are small enough to stay in a core's cache, with one thread per chunk.
+A chunk is as many users as fit a byte budget that keeps it in a core's cache; chunks run at once on threads of one core
+each. ``docs/cohort.md`` has the measurements behind all this.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,41 +24,64 @@ from torch import Tensor
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
-from ownlet.shared.lora import applied
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
-from ownlet.shared.step import clip_factors, window_leaves
 from ownlet.shared.windows import Windows, WindowStack, stack_windows
-from ownlet.simulations.stacked_lora import replicate
+from ownlet.simulations.autograd_gradients import AutogradGradients
+from ownlet.simulations.sasrec_gradients import SASRecGradients, SharedWeights
 
 __all__ = ["CohortEngine"]
 
-_LENGTH_CLASSES = 3  # windows of a chunk are padded to one of this many lengths
+_CHUNK_BYTES = 24 * 2**20
+_SAME_LENGTH = 0.75  # windows at least this much of the longest one's length are padded to it
+
+
+class WindowGradients(Protocol):
+    """Computes the gradient of every window with respect to its own adapter; not for two threads at once."""
+
+    def batch(self, history: Tensor, target: Tensor, valid: Tensor) -> Any:
+        """Prepare windows (windows, length); what this returns can be indexed by windows."""
+        ...
+
+    def __call__(self, batch: Any, own: Tensor, negatives: Tensor | None = None) -> list[tuple[slice, Tensor]]:
+        """Return gradients for adapters (windows, num_trainable): columns of such a table, and their values."""
+        ...
 
 
 class CohortEngine:
-    """Trains a cohort in chunks of bounded size."""
+    """Trains a cohort in chunks of bounded size; implements ``device.train.Engine``."""
 
-    def __init__(self, model: SASRec, spec: AdapterSpec, *, max_windows: int = 64, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: SASRec,
+        spec: AdapterSpec,
+        *,
+        chunk_bytes: int = _CHUNK_BYTES,
+        threads: int | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Take a base prepared with ``attach``.
 
         Args:
             model: the frozen base, in eval mode.
             spec: the adapter's spec.
-            max_windows: windows in one computation; bounds the memory, never changes the result.
-            threads: chunks that are computed at once; by default as many as torch has threads now.
+            chunk_bytes: about how much memory the intermediate results of one chunk may take, and never less than one
+                window needs; never changes the result. On a GPU give it some gigabytes.
+            threads: chunks that are computed at once; by default as many as torch has threads, on a GPU one.
+            device: where the arithmetic happens, as torch names it.
+            dtype: of the arithmetic; adapters, clipping and sums stay in float32. bfloat16 is an approximation.
         """
-        require(max_windows >= 1, "max_windows must be at least 1", max_windows=max_windows)
+        require(chunk_bytes >= 1, "chunk_bytes must be at least 1", chunk_bytes=chunk_bytes)
         require(not model.training, "the base must be in eval mode", training=model.training)
-        self._spec, self._max_windows = spec, max_windows
-        self._threads = torch.get_num_threads() if threads is None else threads
-        require(self._threads >= 1, "threads must be at least 1", threads=self._threads)
-        self._first_block = _lowest_adapted_block(spec)
-        self._replicas: SimpleQueue[SASRec] = SimpleQueue()
-        for _ in range(self._threads):
-            self._replicas.put(replicate(model, stacked=not spec.train_a))
-        with torch.no_grad():
-            self._items = model.item_vectors()
+        self._device = torch.device(device)
+        self._model, self._spec, self._dtype = model.to(self._device), spec, dtype
+        if threads is None:
+            threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        require(threads >= 1, "threads must be at least 1", threads=threads)
+        require(dtype == torch.float32 or not spec.train_a, "dtype must be float32 where A is trained too", dtype=dtype)
+        self._threads = threads
+        self._chunk_positions = max(1, chunk_bytes // _position_bytes(model, spec))
 
     @property
     def spec(self) -> AdapterSpec:
@@ -71,146 +95,130 @@ class CohortEngine:
         require(len(users) == len(noises), "users and noises must be as many", users=len(users), noises=len(noises))
         trained = np.empty((len(users), self._spec.size), dtype=np.float32)
         trained[:] = vector
-        if not len(users):
+        if len(users) == 0:
             return trained
         stack = stack_windows(users)
-        start = torch.from_numpy(vector)
+        start = torch.from_numpy(vector).to(self._device)
+        free = self._gradients(start)
 
         def train_chunk(chunk: NDArray[np.int64]) -> None:
-            model = self._replicas.get()
+            gradients = free.get()
             try:
-                own = self._train_chunk(model, start, stack.take(chunk), plan, [noises[user] for user in chunk])
+                own = self._train_chunk(gradients, start, stack.take(chunk), plan, [noises[user] for user in chunk])
             finally:
-                self._replicas.put(model)
-            trained[chunk, self._spec.trainable] = own
+                free.put(gradients)
+            trained[chunk, self._spec.trainable] = own.numpy(force=True)
 
         with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in [pool.submit(train_chunk, chunk) for chunk in self._chunks(stack.counts)]:
+            for done in [pool.submit(train_chunk, chunk) for chunk in self._chunks(stack)]:
                 done.result()
         return trained
 
-    def _chunks(self, counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Yield runs of users with at most ``max_windows`` windows, or one user, each."""
-        first, held = 0, 0
-        for user, count in enumerate(counts.tolist()):
-            if user > first and held + count > self._max_windows:
-                yield np.arange(first, user)
-                first, held = user, 0
-            held += count
-        yield np.arange(first, len(counts))
+    def _gradients(self, start: Tensor) -> SimpleQueue[WindowGradients]:
+        """Return one ``WindowGradients`` per thread."""
+        free: SimpleQueue[WindowGradients] = SimpleQueue()
+        shared = None if self._spec.train_a else SharedWeights(self._model, self._spec, start, self._dtype)
+        for _ in range(self._threads):
+            if shared is None:
+                free.put(AutogradGradients(self._model, self._spec, start))
+            else:
+                free.put(SASRecGradients(shared))
+        return free
 
+    def _chunks(self, stack: WindowStack) -> Iterator[NDArray[np.int64]]:
+        """Yield users that are trained together: similar ones, as many as fit, at least one."""
+        lengths = _lengths(stack.windows)
+        positions = np.bincount(stack.owner, weights=lengths, minlength=len(stack))  # per user
+        order = np.lexsort((positions, stack.counts))
+        chunk: list[int] = []
+        held = 0.0
+        for user in order.tolist():
+            if chunk and held + positions[user] > self._chunk_positions:
+                yield np.array(chunk)
+                chunk, held = [], 0.0
+            chunk.append(user)
+            held += positions[user]
+        yield np.array(chunk)
+
+    @torch.no_grad()
     def _train_chunk(
-        self, model: SASRec, start: Tensor, stack: WindowStack, plan: Plan, noises: Sequence[NoiseSource]
-    ) -> NDArray[np.float32]:
-        """Return the trainable part of each user's adapter, (users, num_trainable)."""
-        groups = [self._group(model, stack, rows) for rows in _by_length(stack.windows)]
+        self, gradients: WindowGradients, start: Tensor, stack: WindowStack, plan: Plan, noises: Sequence[NoiseSource]
+    ) -> Tensor:
+        """Return the trained part of each user's adapter, (users, num_trainable)."""
+        owner = torch.from_numpy(stack.owner).to(self._device)
+        batches = [
+            (rows, gradients.batch(*self._tensors(stack.windows[rows]))) for rows in self._batches(stack.windows)
+        ]
         own = start[self._spec.trainable].repeat(len(stack), 1)  # (users, num_trainable)
         for _ in range(plan.steps):
             masks = [noise.poisson_mask(n, plan.sample_rate) for n, noise in zip(stack.counts, noises, strict=True)]
             drawn = np.concatenate(masks)  # (windows,)
+            negatives = self._negatives(stack.counts, plan.num_negatives, noises)
             total = torch.zeros_like(own)
-            for group in groups:
-                self._add_gradients(total, model, start, own, group.drawn(drawn), plan.clip_norm)
+            for rows, batch in batches:
+                kept = np.flatnonzero(drawn[rows])
+                if len(kept) == 0:
+                    continue
+                at = torch.from_numpy(rows[kept]).to(self._device)
+                chosen = batch if len(kept) == len(rows) else batch[torch.from_numpy(kept).to(self._device)]
+                parts = gradients(chosen, own[owner[at]], None if negatives is None else negatives[at])
+                _add_clipped(total, owner[at], parts, plan.clip_norm)
             if plan.noise_std:
-                for row, noise in zip(total.numpy(), noises, strict=True):
-                    row += noise.gaussian(len(row), plan.noise_std)
+                size = self._spec.num_trainable
+                drawn_noise = np.stack([noise.gaussian(size, plan.noise_std) for noise in noises])
+                total += torch.from_numpy(drawn_noise).to(self._device)
             own.sub_(total, alpha=plan.learning_rate / plan.expected_batch)
-        return own.numpy()
+        return own
 
-    def _group(self, model: SASRec, stack: WindowStack, rows: NDArray[np.int64]) -> _Group:
-        windows = stack.windows[rows]
-        used = int((windows.history > 0).any(axis=0).sum())  # columns that hold an event: no work on padding
+    def _negatives(self, counts: NDArray[np.int64], number: int, noises: Sequence[NoiseSource]) -> Tensor | None:
+        """Draw each user's negatives, (windows, number), or None where the softmax is full."""
+        if number == 0:
+            return None
+        num_items = self._model.num_items
+        drawn = [noise.negatives(int(n), number, num_items) for n, noise in zip(counts, noises, strict=True)]
+        return torch.from_numpy(np.concatenate(drawn)).to(self._device)
+
+    def _tensors(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+        used = int(_lengths(windows).max())  # no work on padding that all windows have
         history, target, valid = (
-            torch.from_numpy(np.ascontiguousarray(part[:, :used]))
+            torch.from_numpy(np.ascontiguousarray(part[:, :used])).to(self._device)
             for part in (windows.history, windows.target, windows.valid)
         )
-        with torch.no_grad():
-            x = model.transform(model.embed(history, self._items), stop=self._first_block)
-        return _Group(rows, torch.from_numpy(stack.owner[rows]), x, target, valid)
+        return history, target, valid
 
-    def _add_gradients(
-        self, total: Tensor, model: SASRec, start: Tensor, own: Tensor, group: _Group, clip_norm: float
-    ) -> None:
-        """Add the clipped gradients of a group's windows to their owners' rows of ``total`` (users, num_trainable)."""
-        if len(group.owner) == 0:
-            return
-        weights, leaves = self._leaves(start, own[group.owner])
-        with applied(model, weights):
-            hidden = model.final_norm(model.transform(group.x, first=self._first_block))  # (windows, length, d)
-            hidden_gradient = softmax_gradient(hidden.detach(), self._items, group.target, group.valid)
-            parts = torch.autograd.grad(hidden, leaves, hidden_gradient)
-        gradients = torch.cat([part.flatten(1) for part in parts], dim=1)  # (windows, num_trainable)
-        if clip_norm != float("inf"):
-            factors, _ = clip_factors(gradients, clip_norm)
-            gradients.mul_(factors.unsqueeze(1))
-        total.index_add_(0, group.owner, gradients)
-
-    def _leaves(self, start: Tensor, own: Tensor) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
-        """Return weights for ``applied`` and the leaves among them; B per window, A shared unless it is trained."""
-        if self._spec.train_a:
-            return window_leaves(self._spec, own, len(own))
-        weights: dict[str, tuple[Tensor, Tensor]] = {}
-        at = 0
-        for name, (a, _) in self._spec.split(start).items():
-            out = self._spec.layers[len(weights)].out_features
-            b = own[:, at : at + out * self._spec.rank].unflatten(1, (out, self._spec.rank))
-            weights[name] = (a, b.detach().requires_grad_())
-            at += out * self._spec.rank
-        return weights, [b for _, b in weights.values()]
+    def _batches(self, windows: Windows) -> Iterator[NDArray[np.int64]]:
+        """Yield windows that are computed together: of similar length, as many as fit, at least one."""
+        lengths = _lengths(windows)
+        order = np.argsort(-lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        first = 0
+        for at in range(1, len(order) + 1):
+            longest = lengths[order[first]]
+            full = (at - first + 1) * longest > self._chunk_positions
+            if at == len(order) or lengths[order[at]] < _SAME_LENGTH * longest or full:
+                yield order[first:at]
+                first = at
 
 
-class _Group:
-    """Windows of a chunk that are padded to the same length."""
-
-    def __init__(self, rows: NDArray[np.int64], owner: Tensor, x: Tensor, target: Tensor, valid: Tensor) -> None:
-        self.rows, self.owner, self.x, self.target, self.valid = rows, owner, x, target, valid
-
-    def drawn(self, mask: NDArray[np.bool_]) -> _Group:
-        """Keep the windows that a mask over the chunk's windows has drawn."""
-        kept = mask[self.rows]
-        if kept.all():
-            return self
-        at = torch.from_numpy(np.flatnonzero(kept))
-        return _Group(self.rows[kept], self.owner[at], self.x[at], self.target[at], self.valid[at])
+def _add_clipped(total: Tensor, owner: Tensor, parts: list[tuple[slice, Tensor]], clip_norm: float) -> None:
+    """Add windows' gradients, each scaled down to ``clip_norm``, to their owners' rows of (users, num_trainable)."""
+    values = [(columns, part.float()) for columns, part in parts]
+    if clip_norm != float("inf"):
+        norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for _, part in values]).norm(dim=0)  # (windows,)
+        factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(1)
+        values = [(columns, part * factors) for columns, part in values]
+    for columns, part in values:
+        total[:, columns].index_add_(0, owner, part)
 
 
-def _by_length(windows: Windows) -> list[NDArray[np.int64]]:
-    """Divide windows into groups of similar length."""
-    lengths = (windows.history > 0).sum(axis=1)
-    row_length = windows.history.shape[1]
-    length_class = -(-lengths * _LENGTH_CLASSES // row_length)  # 0 for no event at all
-    return [np.flatnonzero(length_class == c) for c in range(1, _LENGTH_CLASSES + 1) if (length_class == c).any()]
+def _lengths(windows: Windows) -> NDArray[np.int64]:
+    """Return how many positions of each window hold an event."""
+    lengths: NDArray[np.int64] = (windows.history > 0).sum(axis=1)
+    return lengths
 
 
-def _lowest_adapted_block(spec: AdapterSpec) -> int:
-    """Return the number of the first block with an adapter: what lies below gives the same in every step."""
-    return min(int(layer.name.split(".")[1]) for layer in spec.layers)
-
-
-def softmax_gradient(hidden: Tensor, items: Tensor, target: Tensor, valid: Tensor, *, rows: int = 512) -> Tensor:
-    """Return the gradient of ``softmax_loss`` with respect to the hidden states, in closed form.
-
-    For scores ``h Eᵀ`` it is ``(softmax(h Eᵀ) - onehot) E``, weighted by 1 / (valid positions of the window). Written
-    out, no score of padding is computed and no table of all scores is kept: ``rows`` positions at a time stay in cache.
-
-    Args:
-        hidden: (windows, length, d).
-        items: (num_items + 1, d); row 0 is padding and takes no part.
-        target: (windows, length) item numbers.
-        valid: (windows, length) float, 1 where the target counts.
-        rows: positions at a time.
-
-    Returns:
-        (windows, length, d), 0 where not valid.
-    """
-    weight = valid / valid.sum(-1, keepdim=True).clamp(min=1.0)
-    real = valid > 0
-    states, answers, weights = hidden[real], target[real], weight[real]  # (positions, ...)
-    gradient = torch.empty_like(states)
-    for start in range(0, len(states), rows):
-        part = slice(start, start + rows)
-        chances = torch.softmax(states[part] @ items[1:].T, dim=-1)  # (rows, num_items)
-        gradient[part] = (chances @ items[1:] - items[answers[part]]) * weights[part].unsqueeze(1)
-    result = torch.zeros_like(hidden)
-    result[real] = gradient
-    return result
+def _position_bytes(model: SASRec, spec: AdapterSpec) -> int:
+    """Return about how much memory the intermediate results for one position take."""
+    per_block = 20 * model.config.dim + model.config.num_heads * model.config.max_length
+    per_window = 4 * spec.num_trainable // 10  # own vectors and their gradients, spread over a window's positions
+    return 4 * (per_block * model.config.num_layers + per_window)

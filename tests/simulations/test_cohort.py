@@ -1,11 +1,14 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from ownlet.device.opacus_engine import OpacusEngine
 from ownlet.shared.adapter import hash_state, initial_adapter
 from ownlet.shared.config import ModelConfig, Plan, WindowConfig
+from ownlet.shared.delta import clip_to_norm
 from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
@@ -18,11 +21,14 @@ NOISY = Plan(steps=3, learning_rate=0.2, sample_rate=0.6, expected_batch=2.0, cl
 PLAIN = Plan(steps=3, learning_rate=0.2)
 
 
-def setup(train_a=False):
+def setup(train_a=False, targets=("query", "down")):
     torch.manual_seed(0)
-    model = SASRec(ModelConfig(dim=16, max_length=10), torch.zeros(31, 4)).eval()
-    model.item_embedding.weight.requires_grad_(False)[1:] = torch.randn(30, 16)
-    targets = ("query", "down")
+    model = SASRec(ModelConfig(dim=16, max_length=10), torch.zeros(31, 4)).eval().requires_grad_(False)
+    model.item_embedding.weight[1:] = torch.randn(30, 16)
+    for block in model.blocks:  # a trained base has norms that do something
+        for norm in (block.attention_norm, block.feedforward_norm):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(std=0.2)
     base_hash = hash_state(model.state_dict())
     spec = attach(model, target_modules=targets, rank=2, alpha=4.0, base_hash=base_hash, train_a=train_a)
     return model, spec, initial_adapter(spec, 0)
@@ -70,12 +76,109 @@ def test_a_cohort_gives_what_its_users_give_one_by_one(count, train_a, plan):
     np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("unit", ["window", "user"])
+@pytest.mark.parametrize("train_a", [False, True])
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_a_cohort_equals_the_opacus_engine(count, train_a, unit):
+    model, spec, vector = setup(train_a)
+    users, plan = some_users(count, seed=count), NOISY if unit == "window" else PLAIN
+    expected = OpacusEngine(model, spec).train(vector, users, plan, sources(count))
+    got = CohortEngine(model, spec).train(vector, users, plan, sources(count))
+    clip_norm = 10.0 if unit == "window" else 0.1
+    for one, other in (
+        (got - vector, expected - vector),
+        [clip_to_norm(x - vector, clip_norm) for x in (got, expected)],
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("query", "key", "value", "output", "up", "down"),
+        ("key",),
+        ("output", "up"),
+        ("blocks.1.value",),
+        ("blocks.1.down",),
+        ("blocks.0.up", "blocks.1.query"),
+    ],
+)
+def test_every_choice_of_layers_is_differentiated_right(targets):
+    model, spec, vector = setup(targets=targets)
+    vector = vector.copy()
+    vector[spec.trainable] += np.random.default_rng(0).normal(0, 0.1, spec.num_trainable).astype(np.float32)
+    users = some_users(12)
+    expected = one_by_one(model, spec, vector, users, NOISY, sources(12))
+    got = CohortEngine(model, spec).train(vector, users, NOISY, sources(12))
+    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_sampled_negatives_are_those_of_the_opacus_engine(train_a):
+    model, spec, vector = setup(train_a)
+    users, plan = some_users(9), replace(NOISY, num_negatives=7)
+    expected = OpacusEngine(model, spec).train(vector, users, plan, sources(9))
+    got = CohortEngine(model, spec).train(vector, users, plan, sources(9))
+    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
+    full = CohortEngine(model, spec).train(vector, users, NOISY, sources(9))
+    assert np.abs(got - full).max() > 1e-3
+
+
+def test_scores_too_large_for_a_bare_exponential_are_right_too():
+    model, spec, vector = setup()
+    model.item_embedding.weight.mul_(40.0)
+    users = some_users(12)
+    expected = one_by_one(model, spec, vector, users, NOISY, sources(12))
+    got = CohortEngine(model, spec).train(vector, users, NOISY, sources(12))
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-3, atol=2e-5)
+
+
+def test_threads_never_change_the_result():
+    model, spec, vector = setup()
+    users = some_users(60)
+    one, four = (
+        CohortEngine(model, spec, threads=threads, chunk_bytes=100_000).train(vector, users, NOISY, sources(60))
+        for threads in (1, 4)
+    )
+    np.testing.assert_array_equal(one, four)
+
+
+def test_bfloat16_points_the_same_way():
+    model, spec, vector = setup()
+    users = some_users(60)
+    exact = CohortEngine(model, spec).train(vector, users, PLAIN, sources(60))[:, spec.trainable]
+    rough = CohortEngine(model, spec, dtype=torch.bfloat16).train(vector, users, PLAIN, sources(60))[:, spec.trainable]
+    exact, rough = exact.sum(axis=0), rough.sum(axis=0)
+    assert exact @ rough / np.linalg.norm(exact) / np.linalg.norm(rough) > 0.99
+
+
+def test_a_broken_user_fails_alone():
+    model, spec, vector = setup()
+    users = [*some_users(20), cut_windows(np.array([3]), WINDOWS)]
+    plan = Plan(steps=4, learning_rate=1e30)
+    trained = CohortEngine(model, spec).train(vector, users, plan, sources(21))
+    alone = CohortEngine(model, spec).train(vector, users[:1], plan, sources(1))
+    np.testing.assert_array_equal(np.isfinite(trained[0]), np.isfinite(alone[0]))
+    still = [at for at, windows in enumerate(users) if len(windows) == 0]
+    np.testing.assert_array_equal(trained[still], np.stack([vector] * len(still)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cuda_gives_what_the_cpu_gives():
+    model, spec, vector = setup()
+    users = some_users(30)
+    cpu = CohortEngine(model, spec).train(vector, users, NOISY, sources(30))
+    gpu = CohortEngine(setup()[0], spec, device="cuda").train(vector, users, NOISY, sources(30))
+    np.testing.assert_allclose(gpu - vector, cpu - vector, rtol=1e-3, atol=1e-5)
+
+
 def test_chunk_size_never_changes_the_result():
     model, spec, vector = setup()
     users = some_users(30)
-    whole = CohortEngine(model, spec, max_windows=1000).train(vector, users, NOISY, sources(30))
-    for size in (1, 7):
-        small = CohortEngine(model, spec, max_windows=size).train(vector, users, NOISY, sources(30))
+    whole = CohortEngine(model, spec, chunk_bytes=2**30).train(vector, users, NOISY, sources(30))
+    for size in (1, 200_000):
+        small = CohortEngine(model, spec, chunk_bytes=size).train(vector, users, NOISY, sources(30))
         np.testing.assert_allclose(small, whole, rtol=1e-4, atol=2e-6)
 
 

@@ -1,0 +1,69 @@
+"""Gradients of many windows, each with its own adapter, by autograd: for whatever has no written-out form.
+
+Slower than ``sasrec_gradients``, and right for any model and for adapters whose A is trained too.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.lora import applied
+from ownlet.shared.model import SASRec
+from ownlet.shared.step import window_leaves
+from ownlet.simulations.catalogue_softmax import CatalogueSoftmax
+
+__all__ = ["AutogradGradients"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    """Windows that are trained together: (windows, length) each."""
+
+    history: Tensor
+    target: Tensor
+    valid: Tensor
+
+    def __getitem__(self, rows: Tensor) -> _Batch:
+        return _Batch(history=self.history[rows], target=self.target[rows], valid=self.valid[rows])
+
+
+class AutogradGradients:
+    """Computes window gradients; one object per thread, because adapters are applied to its copy of the modules."""
+
+    def __init__(self, model: SASRec, spec: AdapterSpec, start: Tensor) -> None:
+        """Copy the modules of a base prepared with ``attach``, but not its tensors.
+
+        Args:
+            model: the base.
+            spec: the adapter's spec.
+            start: (P,) the global adapter; what of it is not trained is read from here.
+        """
+        self._spec, self._frozen = spec, start[: spec.trainable.start]
+        self._model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+        with torch.no_grad():
+            self._items = model.item_vectors()
+        self._softmax = CatalogueSoftmax(self._items)
+
+    def batch(self, history: Tensor, target: Tensor, valid: Tensor) -> _Batch:
+        """Prepare windows."""
+        return _Batch(history=history, target=target, valid=valid)
+
+    def __call__(self, batch: _Batch, own: Tensor, negatives: Tensor | None = None) -> list[tuple[slice, Tensor]]:
+        """Return the gradient of every window; see ``SASRecGradients``."""
+        vectors = torch.cat([self._frozen.expand(len(own), -1), own], dim=1)  # (windows, P)
+        weights, leaves = window_leaves(self._spec, vectors, len(own))
+        with torch.enable_grad(), applied(self._model, weights):
+            hidden = self._model.encode(batch.history, self._items)  # (windows, length, d)
+            to_hidden = self._softmax(hidden.detach(), batch.target, batch.valid, negatives)
+            gradients = torch.autograd.grad(hidden, leaves, to_hidden)
+        parts, at = [], 0
+        for gradient in gradients:
+            flat = gradient.flatten(1)
+            parts.append((slice(at, at + flat.shape[1]), flat))
+            at += flat.shape[1]
+        return parts
