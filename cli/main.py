@@ -19,6 +19,7 @@ from ownlet.cli.demo import demo
 from ownlet.cli.export import export
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.simulate import simulate
+from ownlet.cli.store import store
 from ownlet.shared.errors import OwnletError
 
 __all__ = ["COMMANDS", "build_app", "main"]
@@ -26,6 +27,7 @@ __all__ = ["COMMANDS", "build_app", "main"]
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "pretrain": pretrain,
+    "store": store,
     "simulate": simulate,
     "export": export,
 }

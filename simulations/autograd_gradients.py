@@ -53,10 +53,12 @@ class AutogradGradients:
         """Prepare windows."""
         return _Batch(history=history, target=target, valid=valid)
 
-    def __call__(self, batch: _Batch, own: Tensor, negatives: Tensor | None = None) -> list[tuple[slice, Tensor]]:
-        """Return the gradient of every window; see ``SASRecGradients``."""
-        vectors = torch.cat([self._frozen.expand(len(own), -1), own], dim=1)  # (windows, P)
-        weights, leaves = window_leaves(self._spec, vectors, len(own))
+    def __call__(
+        self, batch: _Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None
+    ) -> list[tuple[slice, Tensor]]:
+        """Return the gradient of each window at its owner's vector; see ``cohort.WindowGradients``."""
+        vectors = torch.cat([self._frozen.expand(len(owner), -1), own[owner]], dim=1)  # (windows, P)
+        weights, leaves = window_leaves(self._spec, vectors, len(owner))
         with torch.enable_grad(), applied(self._model, weights):
             hidden = self._model.encode(batch.history, self._items)  # (windows, length, d)
             to_hidden = self._softmax(hidden.detach(), batch.target, batch.valid, negatives)

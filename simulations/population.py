@@ -13,15 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.shared.errors import require
 from ownlet.shared.interactions import Interactions
 from ownlet.simulations.world import DAY_SECONDS, START_SECONDS, PopulationConfig, Shelf, World, make_world
 
-__all__ = ["Block", "Population", "draw_blocks", "make_population", "populate"]
+__all__ = ["BLOCK_USERS", "Block", "Population", "draw_blocks", "make_population", "populate"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_BLOCK_USERS = 1000
+BLOCK_USERS = 1000
+"""Users that are drawn at once, from one seed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,15 +98,27 @@ def populate(world: World) -> Population:
     return Population(world=world, interactions=interactions, taste=taste, region=region)
 
 
-def draw_blocks(world: World) -> Iterator[Block]:
-    """Draw the users of a world, at most 1,000 at a time, so that memory does not grow with their number."""
-    for start in range(0, world.config.num_users, _BLOCK_USERS):
-        block = _draw_block(world, np.random.default_rng([world.config.seed, 1, start // _BLOCK_USERS]))
-        yield _first_users(block, min(_BLOCK_USERS, world.config.num_users - start))
+def draw_blocks(world: World, *, first_user: int = 0) -> Iterator[Block]:
+    """Draw ``num_users`` users of a world, at most 1,000 at a time, so that memory does not grow with their number.
+
+    Args:
+        world: the generating probabilities, and how many users.
+        first_user: draw this user and those who come later; a multiple of 1,000. Who a user is does not depend on it.
+
+    Raises:
+        ConfigError: ``first_user`` is not such a number.
+    """
+    begins = first_user >= 0 and first_user % BLOCK_USERS == 0
+    require(begins, f"first_user must be a multiple of {BLOCK_USERS}", first_user=first_user)
+    end = first_user + world.config.num_users
+    return (
+        _first_users(_draw_block(world, start // BLOCK_USERS), end - start)
+        for start in range(first_user, end, BLOCK_USERS)
+    )
 
 
 def _first_users(block: Block, count: int) -> Block:
-    """Keep the first users. A block is always drawn whole, so that its first users do not depend on ``num_users``."""
+    """Keep at most so many. A block is always drawn whole, so that its first users do not depend on ``num_users``."""
     return Block(
         events=block.events[:count],
         times=block.times[:count],
@@ -114,17 +128,18 @@ def _first_users(block: Block, count: int) -> Block:
     )
 
 
-def _draw_block(world: World, rng: np.random.Generator) -> Block:
+def _draw_block(world: World, number: int) -> Block:
     """Draw a whole block, event by event for all its users at once."""
     config = world.config
-    taste = rng.integers(config.num_tastes, size=_BLOCK_USERS)
-    region = rng.integers(config.num_regions, size=_BLOCK_USERS)
-    lengths = rng.integers(config.min_events, config.max_events + 1, size=_BLOCK_USERS)
+    rng = np.random.default_rng([config.seed, 1, number])
+    taste = rng.integers(config.num_tastes, size=BLOCK_USERS)
+    region = rng.integers(config.num_regions, size=BLOCK_USERS)
+    lengths = rng.integers(config.min_events, config.max_events + 1, size=BLOCK_USERS)
     times = _draw_times(config, rng)  # (users, max_events)
     periods = world.periods(times)
     events = np.zeros_like(times)
-    shelf = Shelf(world, _BLOCK_USERS)
-    last = np.zeros(_BLOCK_USERS, np.int64)
+    shelf = Shelf(world, BLOCK_USERS)
+    last = np.zeros(BLOCK_USERS, np.int64)
     for step in range(config.max_events):
         interest = world.taste[taste] * world.drift[region, periods[:, step]]  # (users, num_genres)
         last = _draw_next(world, shelf, last, interest, rng)
@@ -136,10 +151,10 @@ def _draw_block(world: World, rng: np.random.Generator) -> Block:
 
 def _draw_times(config: PopulationConfig, rng: np.random.Generator) -> Ints:
     """Draw exponential gaps, and a start that keeps the history within the horizon if it can: (users, max_events)."""
-    gaps = rng.exponential(config.mean_gap_days * DAY_SECONDS, size=(_BLOCK_USERS, config.max_events))
+    gaps = rng.exponential(config.mean_gap_days * DAY_SECONDS, size=(BLOCK_USERS, config.max_events))
     elapsed = np.cumsum(gaps, axis=1)
     room = config.num_periods * config.period_days * DAY_SECONDS - elapsed[:, -1]
-    start = rng.random(_BLOCK_USERS) * np.maximum(room, 0.0)
+    start = rng.random(BLOCK_USERS) * np.maximum(room, 0.0)
     return START_SECONDS + (start[:, None] + elapsed).astype(np.int64)
 
 
@@ -150,9 +165,8 @@ def _draw_next(world: World, shelf: Shelf, last: Ints, interest: Floats, rng: np
     follows = (rng.random(users) < world.config.follow) & (weights.sum(axis=1) > 0)
     sequel = sequels[np.arange(users), _choose(weights, rng)]
     genre = _choose(world.transition[shelf.genre_row(last)] * interest * shelf.mass, rng)  # (users,)
-    numbers, popularity = world.shelves[0][genre], world.shelves[1][genre]  # both (users, longest shelf)
-    free = popularity * ~shelf.seen[np.arange(users)[:, None], numbers]
-    walked = numbers[np.arange(users), _choose(free, rng)]
+    free = world.shelves[1][genre] * shelf.unseen_places(genre)  # (users, longest shelf)
+    walked = world.shelves[0][genre, _choose(free, rng)]
     return np.where(follows, sequel, walked)
 
 

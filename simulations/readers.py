@@ -1,82 +1,53 @@
-"""Read interactions: the MovieLens family, and any CSV or Parquet file with a column mapping.
+"""Read interactions into memory: the MovieLens family, and any CSV or Parquet file with a column mapping.
 
-The fast path is vectorised (polars) and only notices that something is wrong; then ``simulations/diagnose.py`` reads
-the file again line by line to say which line and why. So 25 million good rows are fast and one bad row is one exact
-error.
+How a file is scanned and checked stands in ``simulations/scan.py``; here its rows become ``Interactions``.
 
 Ids stay text. Users and items are numbered in the order of their first appearance in the file. Repeated (user, item)
 pairs are all kept. Timestamps are whole unix seconds. Blank lines are ignored.
-
-Formats: https://files.grouplens.org/datasets/movielens/ (the README of 100k, 1m and 25m).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ownlet.shared.errors import DataError, require
 from ownlet.shared.interactions import Interactions, Item
 from ownlet.simulations.catalogue import read_catalogue
-from ownlet.simulations.diagnose import MAX_SECONDS, Layout, header_of, raise_first_bad_line
+from ownlet.simulations.scan import (
+    Source,
+    TableColumns,
+    explain,
+    find_source,
+    movielens_source,
+    reading,
+    scan,
+    table_source,
+)
 
 __all__ = ["read", "read_movielens", "read_table"]
 
-_MOVIELENS_FIELDS = ("user", "item", "rating", "timestamp")
-_MOVIELENS_HEADER = ("userId", "movieId", "rating", "timestamp")
-_LAYOUTS = {
-    "u.data": Layout(separator="\t", fields=_MOVIELENS_FIELDS),
-    "ratings.dat": Layout(separator="::", fields=_MOVIELENS_FIELDS),
-    "ratings.csv": Layout(separator=",", fields=_MOVIELENS_FIELDS, has_header=True),
-}
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Mapping:
-    """Which column of a file is what."""
-
-    user: str
-    item: str
-    timestamp: str
-    rating: str | None = None
-    context: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        named = (self.user, self.item, self.timestamp, *self.context)
-        return named if self.rating is None else (*named, self.rating)
-
-
-_MOVIELENS = _Mapping(user="user", item="item", timestamp="timestamp", rating="rating")
-
-
-def read(path: str | Path) -> Interactions:
+def read(path: str | Path, columns: Sequence[tuple[str, str]] = ()) -> Interactions:
     """Read a data set, finding out which kind it is.
 
     Args:
         path: a folder or file of the MovieLens family, or a CSV or Parquet file with columns ``user``, ``item``,
             ``timestamp`` and optionally ``rating``.
+        columns: for CSV or Parquet with other names, pairs such as ``("user", "customer_id")``: ``user``, ``item`` and
+            ``timestamp``, optionally ``rating``; any other role keeps that column as context.
 
     Returns:
         All interactions, unfiltered.
 
     Raises:
+        ConfigError: a role is not mapped, or one column is mapped twice.
         DataError: nothing there that can be read, or a bad line.
     """
-    path = Path(path)
-    if path.is_dir() or path.name in _LAYOUTS:
-        return read_movielens(path)
-    _require_file(path)
-    columns = _columns_of(path)
-    if tuple(columns) == _MOVIELENS_HEADER:
-        return read_movielens(path)
-    rating = "rating" if "rating" in columns else None
-    return read_table(path, user="user", item="item", timestamp="timestamp", rating=rating)
+    return _read(find_source(Path(path), columns))
 
 
 def read_movielens(path: str | Path) -> Interactions:
@@ -93,15 +64,7 @@ def read_movielens(path: str | Path) -> Interactions:
     Raises:
         DataError: no such file, an empty file, or a bad line (with file, line and reason).
     """
-    path = _ratings_file(Path(path))
-    layout = _LAYOUTS.get(path.name) or _LAYOUTS["ratings.csv"]
-    if layout.has_header and tuple(header_of(path, layout)) != _MOVIELENS_HEADER:
-        raise DataError(
-            f"header must be {','.join(_MOVIELENS_HEADER)}, got {','.join(header_of(path, layout))} in {path}"
-        )
-    frame = _typed(_split_lines(path, layout), _MOVIELENS)
-    _check(frame, path, layout, _MOVIELENS)
-    return _interactions(path.parent.name, frame, read_catalogue(path.parent), context=())
+    return _read(movielens_source(Path(path)))
 
 
 def read_table(
@@ -131,138 +94,20 @@ def read_table(
         ConfigError: one column is mapped twice.
         DataError: no such file, an empty file, a missing column, or a bad line or row.
     """
-    path = Path(path)
-    mapping = _Mapping(user=user, item=item, timestamp=timestamp, rating=rating, context=tuple(context))
-    require(len(set(mapping.columns)) == len(mapping.columns), "columns must differ", columns=mapping.columns)
-    _require_file(path)
-    present = _columns_of(path)
-    missing = [name for name in mapping.columns if name not in present]
-    if missing:
-        raise DataError(f"columns must be in the file, got no {missing} in {path}; it has {present}")
-    if path.suffix == ".parquet":
-        frame = _typed(pl.read_parquet(path, columns=list(mapping.columns)), mapping)
-        _check_parquet(frame, path, mapping)
-    else:
-        layout = Layout(separator=",", fields=tuple(present), has_header=True)
-        frame = _typed(_split_lines(path, layout), mapping)
-        _check(frame, path, layout, mapping)
-    return _interactions(path.stem, frame, {}, context=mapping.context)
+    columns = TableColumns(user=user, item=item, timestamp=timestamp, rating=rating, context=tuple(context))
+    return _read(table_source(Path(path), columns))
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"data must be a file that exists, got {path}")
-
-
-def _ratings_file(path: Path) -> Path:
-    """Return the ratings file in a folder, or the file itself."""
-    if path.is_dir():
-        for name in _LAYOUTS:
-            if (path / name).is_file():
-                return path / name
-        raise DataError(f"folder must hold one of {', '.join(_LAYOUTS)}, got none in {path}")
-    _require_file(path)
-    return path
-
-
-def _columns_of(path: Path) -> list[str]:
-    if path.suffix != ".parquet":
-        return header_of(path, Layout(separator=",", fields=(), has_header=True))
-    try:
-        return list(pl.read_parquet_schema(path)) if path.stat().st_size else []
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"Parquet file must be readable, got {path}: {error}") from error
-
-
-def _split_lines(path: Path, layout: Layout) -> pl.DataFrame:
-    """Read a text file into text columns named by the layout, plus ``count_ok``: had the line the right field count."""
-    width = len(layout.fields)
-    try:
-        lines = pl.read_lines(path)
-        if layout.has_header:
-            lines = lines.slice(1)
-        quoted = layout.separator == "," and bool(lines["line"].str.contains('"', literal=True).any())
-        if quoted:
-            return _split_quoted(path, lines, width)
-        fields = (
-            pl.col("line").str.split_exact(layout.separator, width).struct.rename_fields([*layout.fields, "surplus"])
-        )
-        return (
-            lines.lazy()
-            .filter(pl.col("line") != "")
-            .select(fields)
-            .unnest("line")
-            .with_columns(count_ok=pl.col("surplus").is_null() & pl.col(layout.fields[-1]).is_not_null())
-            .drop("surplus")
-            .collect()
-        )
-    except pl.exceptions.PolarsError as error:
-        raise_first_bad_line(path, layout, {})
-        raise DataError(f"file must be readable text, got {path}: {error}") from error
-
-
-def _split_quoted(path: Path, lines: pl.DataFrame, width: int) -> pl.DataFrame:
-    """Read a CSV file with quotes. Only lines without a quote can be counted on the fast path."""
-    plain = lines.filter(~pl.col("line").str.contains('"', literal=True) & (pl.col("line") != ""))
-    count_ok = bool((plain["line"].str.count_matches(",", literal=True) == width - 1).all())
-    frame = pl.read_csv(path, infer_schema=False)
-    return frame.filter(~pl.all_horizontal(pl.all().is_null())).with_columns(count_ok=pl.lit(count_ok))
-
-
-def _typed(frame: pl.DataFrame, mapping: _Mapping) -> pl.DataFrame:
-    """Rename to user, item, timestamp, rating, and cast; what cannot be cast becomes null."""
-    time = pl.col(mapping.timestamp)
-    if frame.schema[mapping.timestamp].is_temporal():
-        time = time.cast(pl.Datetime("us"), strict=False).dt.epoch("s")
-    columns = [
-        pl.col(mapping.user).cast(pl.String).alias("user"),
-        pl.col(mapping.item).cast(pl.String).alias("item"),
-        time.cast(pl.Int64, strict=False).alias("timestamp"),
-        *[pl.col(name).alias(f"context:{name}") for name in mapping.context],
-    ]
-    if mapping.rating is not None:
-        columns.append(pl.col(mapping.rating).cast(pl.Float32, strict=False).alias("rating"))
-    if "count_ok" in frame.columns:
-        columns.append(pl.col("count_ok"))
-    return frame.select(columns)
-
-
-def _good(frame: pl.DataFrame) -> pl.Series:
-    """Mark the rows that can be used."""
-    good = [pl.col(name).is_not_null() & (pl.col(name) != "") for name in ("user", "item")]
-    good.append(pl.col("timestamp").is_between(0, MAX_SECONDS).fill_null(value=False))
-    if "rating" in frame.columns:
-        good.append(pl.col("rating").is_finite().fill_null(value=False))
-    if "count_ok" in frame.columns:
-        good.append(pl.col("count_ok"))
-    return frame.select(good=pl.all_horizontal(good))["good"]
-
-
-def _check(frame: pl.DataFrame, path: Path, layout: Layout, mapping: _Mapping) -> None:
-    if frame.height and _good(frame).all():
-        return
-    roles = {mapping.user: "user", mapping.item: "item", mapping.timestamp: "timestamp"}
-    if mapping.rating is not None:
-        roles[mapping.rating] = "rating"
-    raise_first_bad_line(path, layout, roles)
-    if not frame.height:
-        raise DataError(f"file must hold at least one interaction, got none in {path}")
-    if "count_ok" in frame.columns and _good(frame.drop("count_ok")).all():
-        return  # a quoted field spans lines; read with the csv module, every row has the right field count
-    raise DataError(f"row must be readable, got row {_good(frame).arg_min()} after the header in {path}")
-
-
-def _check_parquet(frame: pl.DataFrame, path: Path, mapping: _Mapping) -> None:
-    if not frame.height:
-        raise DataError(f"file must hold at least one interaction, got none in {path}")
-    good = _good(frame)
-    if not good.all():
-        row = int(good.arg_min() or 0)
-        got = frame.row(row, named=True)
-        raise DataError(
-            f"{path}: row {row}: {mapping.user} and {mapping.item} must not be empty, {mapping.timestamp} must be unix "
-            f"seconds, ratings must be finite, got {got}"
-        )
+def _read(source: Source) -> Interactions:
+    with reading(source):
+        frame = scan(source).collect()
+    rows, good, usable = frame.select(
+        rows=pl.len(), good=pl.col("good").sum(), usable=(pl.col("good") & pl.col("count_ok")).sum()
+    ).row(0)
+    if not rows or usable < rows:
+        explain(source, rows=rows, good=good)
+    catalogue = {} if source.titles is None else read_catalogue(source.titles)
+    return _interactions(source.name, frame, catalogue, context=source.columns.context)
 
 
 def _interactions(

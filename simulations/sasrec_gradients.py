@@ -187,17 +187,13 @@ class SASRecGradients:
         first = nn.functional.linear(_normalise(x)[0], attention.weight, attention.bias)
         return Batch(x=x, first=first, target=target, valid=valid)
 
-    def __call__(self, batch: Batch, own: Tensor, negatives: Tensor | None = None) -> Gradients:
-        """Return the gradient of every window's loss with respect to its own trained vector.
-
-        Args:
-            batch: the windows.
-            own: (windows, num_trainable) the B of each.
-            negatives: (windows, n) item numbers of a sampled softmax; None is the full one.
-        """
+    def __call__(self, batch: Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None) -> Gradients:
+        """Return the gradient of each window's loss at its owner's vector; see ``cohort.WindowGradients``."""
         shape = (batch.target.shape[0], batch.target.shape[1])
         shared, gradients = self._shared, Gradients()
-        own = own.to(shared.dtype)
+        own = torch.index_select(
+            own.to(shared.dtype), 0, owner, out=self._buffer("own", len(owner), own.shape[1])
+        )  # (windows, num_trainable)
         x, tapes = batch.x.flatten(0, 1), dict[int, _Tape]()
         for number in range(shared.first_block, len(shared.blocks)):
             first = batch.first if number == shared.first_block else None
@@ -311,7 +307,10 @@ class SASRecGradients:
         self, linear: _Linear, name: str, inner: dict[str, Tensor], g: Tensor, own: Tensor, gradients: Gradients
     ) -> Tensor:
         """Keep the gradient of a layer's B; return that of its x Aᵀ, (windows, length, r)."""
-        gradients.append((linear.own[name], torch.bmm(g.mT, inner[name]).flatten(1)))
+        part = linear.own[name]
+        to_b = self._buffer(f"to_b{part.start}", len(g), part.stop - part.start)
+        torch.bmm(g.mT, inner[name], out=to_b.unflatten(1, (-1, self._shared.rank)))
+        gradients.append((part, to_b))
         return torch.bmm(g, self._b(linear, name, own))
 
     def _b(self, linear: _Linear, name: str, own: Tensor) -> Tensor:

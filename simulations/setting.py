@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from ownlet.shared.interactions import History, Interactions, k_core
 from ownlet.shared.splits import public_device_split
 from ownlet.simulations.evaluate import Cases, all_positions
 from ownlet.simulations.population import make_population
-from ownlet.simulations.readers import read, read_table
+from ownlet.simulations.readers import read
 
 __all__ = ["DataConfig", "Setting", "data_facts", "last_event_cases", "load_interactions", "prepare"]
 
@@ -94,22 +93,13 @@ def load_interactions(config: DataConfig) -> Interactions:
     """
     if config.path is None:
         data = make_population(config.num_users, config.num_items, config.seed).interactions
-    elif config.columns:
-        data = read_table(config.path, **_mapping(dict(config.columns)))
     else:
-        data = read(config.path)
+        data = read(config.path, config.columns)
     if config.core:
         data = k_core(data, config.core)
     if data.num_users == 0:
         raise DataError(f"data must keep users in its {config.core}-core, got none in {data.name}")
     return data
-
-
-def _mapping(columns: dict[str, str]) -> dict[str, Any]:
-    missing = sorted({"user", "item", "timestamp"} - set(columns))
-    require(not missing, "columns must map user, item and timestamp", missing=missing)
-    named = {role: columns[role] for role in ("user", "item", "timestamp", "rating") if role in columns}
-    return named | {"context": [column for role, column in columns.items() if role not in named]}
 
 
 def data_facts(data: Interactions) -> dict[str, object]:

@@ -135,6 +135,14 @@ class World:
             shelf[g, : len(numbers)] = numbers
         return shelf, self.popularity[shelf]
 
+    @cached_property
+    def places(self) -> Ints:
+        """Where each item stands on the shelf of its genre, (num_items + 1,); meaningless for padding."""
+        shelf = self.shelves[0]
+        places = np.zeros(len(self.genre), np.int64)
+        places[shelf] = np.arange(shelf.shape[1])
+        return places
+
 
 class Shelf:
     """What some users have not seen yet; drawing a history and judging one both walk along it."""
@@ -148,10 +156,14 @@ class Shelf:
         """
         num_genres = world.config.num_genres
         self._world = world
+        self._places = world.places
         self._rows = np.arange(users)
         self._left = np.tile(np.bincount(world.genre[1:], minlength=num_genres), (users, 1))
         self.seen = np.zeros((users, len(world.genre)), bool)
         self.seen[:, 0] = True
+        self._unseen = np.ones(
+            (users, *world.shelves[0].shape), bool
+        )  # the same by genre and place: rows to copy whole
         self.mass = np.ones((users, num_genres))  # popularity that is left in each genre
 
     def genre_row(self, last: Ints) -> Ints:
@@ -163,10 +175,16 @@ class Shelf:
         sequels = self._world.sequels[last]
         return sequels, self._world.sequel_weights * ~self.seen[self._rows[:, None], sequels]
 
+    def unseen_places(self, genre: Ints) -> NDArray[np.bool_]:
+        """Return which places of one shelf per user (users,) hold an unseen item: (users, longest shelf)."""
+        unseen: NDArray[np.bool_] = self._unseen[self._rows, genre]
+        return unseen
+
     def take(self, items: Ints) -> None:
         """Mark one item per user (users,) as seen; 0 marks nothing."""
         genre = self._world.genre[items]
         self.seen[self._rows, items] = True
+        self._unseen[self._rows, genre, self._places[items]] &= items == 0
         self._left[self._rows, genre] -= items > 0
         self.mass[self._rows, genre] -= self._world.popularity[items]
         self.mass = np.where(self._left > 0, np.maximum(self.mass, 0.0), 0.0)  # rounding must not revive an empty genre

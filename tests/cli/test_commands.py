@@ -6,12 +6,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from ownlet.cli.main import COMMANDS, build_app
 from ownlet.device import Personalizer
 from ownlet.shared.adapter import load_adapter
+from ownlet.shared.config import ModelConfig
+from ownlet.shared.model import SASRec
+from ownlet.simulations.pretrain import load_catalogue, save_base
+from ownlet.simulations.readers import read
+from ownlet.simulations.store import EventStore
+from ownlet.simulations.world import PopulationConfig, make_world
 
 
 def run(*arguments: object) -> str:
@@ -120,6 +127,40 @@ def test_a_table_with_other_column_names_is_the_same_data(base: Path, data: Path
     assert ours == theirs
     for bad in ("user", "user=customer", "=x"):
         assert "columns must" in refuse("pretrain", "--data", renamed, "--columns", bad, "--runs", tmp_path)
+
+
+def test_a_store_of_a_file_holds_its_users_in_the_numbers_of_the_base(base: Path, data: Path, tmp_path: Path):
+    output = run("store", "--base", base, "--data", data, "--out", tmp_path / "devices")
+    size_bytes = sum(file.stat().st_size for file in (tmp_path / "devices").iterdir())
+    assert f"devices: 120 users, 1,200 events, {size_bytes:,} bytes" in output
+    assert "Dropped: 0 events of items that the base does not know, 0 users with too few others." in output
+    store, interactions = EventStore.open(tmp_path / "devices"), read(data)
+    assert store.items == load_catalogue(base)
+    by_id = dict(zip(interactions.user_ids, interactions.histories, strict=True))
+    assert [store.history(u).tolist() for u in range(120)] == [by_id[user].tolist() for user in sorted(by_id)]
+
+
+def test_a_store_of_the_built_in_population_is_refused_for_another_base(base: Path, data: Path, tmp_path: Path):
+    out = tmp_path / "devices"
+    assert "catalogue must have items of the built-in population" in refuse(
+        "store", "--base", base, "--out", out, "--users", 5
+    )
+    assert "got neither" in refuse("store", "--base", base, "--out", out)
+    assert "got both" in refuse("store", "--base", base, "--out", out, "--users", 5, "--data", data)
+    assert "data must be a file that exists" in refuse("store", "--base", base, "--out", out, "--data", "no.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_the_built_in_population_is_drawn_for_its_base(tmp_path: Path):
+    items = make_world(PopulationConfig(num_items=120)).items
+    model = SASRec(ModelConfig(dim=8, num_layers=1), torch.zeros(121, 6))
+    save_base(tmp_path / "base.pt", model, items)
+    command = ("store", "--base", tmp_path / "base.pt", "--out", tmp_path / "devices", "--items", 120)
+    assert "devices: 1,050 users" in run(*command, "--users", 1050)
+    assert "store folder must not exist yet" in refuse(*command, "--users", 3)
+    assert EventStore.open(tmp_path / "devices").num_users == 1050
+    assert "devices: 3 users" in run(*command, "--users", 3, "--overwrite")
+    assert EventStore.open(tmp_path / "devices").num_users == 3
 
 
 @pytest.mark.slow

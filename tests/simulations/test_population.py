@@ -15,7 +15,7 @@ from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.oracle import bayes_scores, popularity_scores
 from ownlet.simulations.population import Population, draw_blocks, make_population, populate
 from ownlet.simulations.titles import GENRES
-from ownlet.simulations.world import PopulationConfig, World, make_world
+from ownlet.simulations.world import PopulationConfig, Shelf, World, make_world
 
 SMALL = PopulationConfig(
     num_users=150, num_items=60, num_genres=3, num_tastes=2, num_regions=2, num_periods=3, max_events=25
@@ -202,6 +202,44 @@ def test_blocks_are_small_whatever_the_number_of_users():
     world = make_world(PopulationConfig(num_users=10**9, num_items=60, num_genres=3, min_events=3, max_events=3))
     block = next(draw_blocks(world))
     assert block.events.shape == (1000, 3)
+
+
+def test_users_can_be_drawn_from_a_later_block_on():
+    world = make_world(PopulationConfig(num_users=1200, num_items=80, num_genres=3))
+    blocks = list(draw_blocks(world, first_user=2000))
+    assert [len(block.events) for block in blocks] == [1000, 200]
+    whole = list(draw_blocks(make_world(PopulationConfig(num_users=3200, num_items=80, num_genres=3))))
+    for block, same in zip(blocks, whole[2:], strict=True):
+        for name in ("events", "times", "lengths", "taste", "region"):
+            np.testing.assert_array_equal(getattr(block, name), getattr(same, name))
+
+
+@pytest.mark.parametrize("first_user", [-1000, 1, 999, 1500])
+def test_users_cannot_be_drawn_from_the_middle_of_a_block_on(first_user: int):
+    with pytest.raises(ConfigError, match="first_user must be a multiple of 1000"):
+        draw_blocks(make_world(SMALL), first_user=first_user)
+
+
+def test_a_world_does_not_depend_on_how_many_users_it_has():
+    few, many = (make_world(PopulationConfig(num_users=n, num_items=120)) for n in (1, 10**6))
+    assert few.items == many.items
+    for name in ("genre", "popularity", "sequels", "sequel_weights", "transition", "taste", "drift"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(many, name))
+
+
+@pytest.mark.parametrize("num_items", [90, 91])  # shelves of equal and of different length
+def test_a_shelf_says_the_same_by_item_and_by_place(num_items: int):
+    world = make_world(PopulationConfig(num_items=num_items, num_genres=3))
+    shelf, users = Shelf(world, 4), np.arange(4)
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        taken = np.array([rng.choice(np.flatnonzero(~shelf.seen[user])) for user in users])
+        taken[3] = 0  # marks nothing
+        shelf.take(taken)
+        for genre in range(3):
+            numbers = world.shelves[0][genre]
+            unseen = shelf.unseen_places(np.full(4, genre))
+            np.testing.assert_array_equal(unseen[:, numbers > 0], ~shelf.seen[:, numbers[numbers > 0]])
 
 
 @pytest.mark.parametrize(

@@ -219,9 +219,19 @@ def test_bad_parquet_rows_and_files_are_errors(tmp_path: Path):
     pl.DataFrame({"user": ["a", None], "item": ["x", "y"], "timestamp": [1, 2]}).write_parquet(path)
     with pytest.raises(DataError, match=r"log\.parquet: row 1: user and item must not be empty"):
         read(path)
-    path.write_bytes(b"not parquet at all")
-    with pytest.raises(DataError, match="Parquet file must be readable"):
-        read(path)
+    content = path.read_bytes()
+    for damaged in (b"not parquet at all", b"x" * 100 + content[100:]):  # no footer; a footer, but no rows
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="Parquet file must be readable"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["log [1].csv", "log*.parquet"])
+def test_a_file_name_is_not_a_pattern(tmp_path: Path, name: str):
+    frame = pl.DataFrame({"user": ["a"], "item": ["b"], "timestamp": [1]})
+    for other in ("log 1.csv", "log2.parquet", name):
+        frame.write_csv(tmp_path / other) if name.endswith("csv") else frame.write_parquet(tmp_path / other)
+    assert len(read(tmp_path / name)) == 1
 
 
 @pytest.mark.parametrize(

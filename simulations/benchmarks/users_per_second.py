@@ -1,0 +1,113 @@
+"""Users per second, four ways, taking turns in one run.
+
+The same base, adapter, windows and steps: 4 windows of 20 events per user, 3 local steps, d = 64, rank 8, 1,000 items,
+the full softmax.
+
+* ``flower_opacus``: stock Flower on Ray, one Opacus client per user (``flower_opacus``, variant ``cached``).
+* ``opacus_loop``: our Opacus engine, one user after the other, no federation around it.
+* ``cohort``: the cohort engine through Flower, DP-SGD on every user as in the first two.
+* ``pfl``: apple/pfl-research in an environment of its own. It clips and noises whole updates and knows no DP-SGD, so it
+  does less; ``cohort_user`` is the cohort engine doing that too.
+
+``python -m ownlet.simulations.benchmarks.users_per_second --cohorts 50,500`` prints a table and writes
+``bench/cohort.json`` for the last cohort. RESULTS
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ownlet.shared.quiet  # noqa: F401
+
+# isort: split
+
+from rich.console import Console
+from rich.table import Table
+
+from ownlet.cli.progress import progress_bars
+from ownlet.shared.store import write_atomic
+from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
+from ownlet.simulations.benchmarks.flower_opacus import measure_flower_opacus
+from ownlet.simulations.benchmarks.matmul_limit import measure_limit
+from ownlet.simulations.benchmarks.opacus_loop import measure_opacus_loop
+from ownlet.simulations.benchmarks.pfl_environment import measure_pfl
+
+__all__ = ["main", "measure"]
+
+_LOOP_USERS = 60
+
+
+def measure(cohort: int, repeats: int, threads: int, told: Callable[[str], None]) -> dict[str, list[float]]:
+    """Return each way's users per second, one figure per repeat; ways take turns.
+
+    Args:
+        cohort: users in a round.
+        repeats: how often each is measured; every measurement is itself a median over rounds.
+        threads: cores that each may use.
+        told: called before every measurement with what it is.
+    """
+    ways: dict[str, Callable[[], float]] = {
+        "flower_opacus": lambda: measure_flower_opacus(cohort, 3),
+        "cohort": lambda: measure_cohort(cohort, 4, threads=threads).users_per_second,
+        "opacus_loop": lambda: measure_opacus_loop(min(cohort, _LOOP_USERS), num_threads=threads),
+        "pfl": lambda: measure_pfl(cohort - cohort % threads, 3, threads),
+        "cohort_user": lambda: measure_cohort(cohort, 4, unit="user", threads=threads).users_per_second,
+        "cohort_bfloat16": lambda: measure_cohort(cohort, 4, threads=threads, dtype="bfloat16").users_per_second,
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            told(f"{name}, cohort {cohort}")
+            found[name].append(way())
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohorts", default="500", help="comma-separated")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("bench/cohort.json"))
+    options = parser.parse_args(arguments)
+    cohorts = [int(text) for text in options.cohorts.split(",")]
+    console = Console()
+    rates: dict[int, dict[str, list[float]]] = {}
+    with progress_bars(console) as progress:
+        for cohort in cohorts:
+            with progress.stage(f"cohort {cohort}", options.repeats * 6) as step:
+                rates[cohort] = measure(cohort, options.repeats, options.threads, step)
+    console.print(_table(rates))
+    speed = measure_cohort(cohorts[-1], 3, threads=options.threads)
+    result = {
+        "users_per_second": {name: statistics.median(found) for name, found in rates[cohorts[-1]].items()},
+        "cohort_size": cohorts[-1],
+        "matmul_fraction": measure_limit().fraction,
+        "peak_rss_bytes": speed.peak_rss_bytes,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out, (json.dumps(result, indent=1) + "\n").encode())
+    console.print(f"matmul_fraction {result['matmul_fraction']:.2f}, peak RSS {speed.peak_rss_bytes / 2**20:.0f} MiB")
+    console.print(f"{options.out}", highlight=False)
+
+
+def _table(rates: dict[int, dict[str, list[float]]]) -> Table:
+    table = Table(title="users per second: median (lowest to highest)")
+    table.add_column("")
+    for cohort in rates:
+        table.add_column(f"cohort {cohort}", justify="right")
+    for name in next(iter(rates.values())):
+        row = []
+        for found in (rates[cohort][name] for cohort in rates):
+            row.append(f"{statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f})")
+        table.add_row(name, *row)
+    return table
+
+
+if __name__ == "__main__":
+    main()
