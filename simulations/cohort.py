@@ -5,12 +5,13 @@ go through one forward and one backward pass that gives a gradient per window; e
 Masks and noise are drawn per user from that user's own source, so the result does not depend on who shares a chunk, and
 equals what the engine of a single device computes.
 
-A chunk is as many users as fit a byte budget that keeps it in a core's cache; chunks run at once on threads of one core
+A chunk is as many users as fit a byte budget; chunks run at once on threads of one core
 each. ``docs/cohort.md`` has the measurements behind all this.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -32,7 +33,7 @@ from ownlet.simulations.sasrec_gradients import SASRecGradients, SharedWeights
 
 __all__ = ["CohortEngine"]
 
-_CHUNK_BYTES = 24 * 2**20
+_CHUNK_BYTES = 96 * 2**20
 _SAME_LENGTH = 0.75  # windows at least this much of the longest one's length are padded to it
 
 
@@ -138,14 +139,21 @@ class CohortEngine:
         return free
 
     def _chunks(self, stack: WindowStack) -> Iterator[NDArray[np.int64]]:
-        """Yield users that are trained together: similar ones, as many as fit, at least one."""
+        """Yield users that are trained together: similar ones, as many as fit, at least one.
+
+        A small cohort is divided so that every thread has the same to do.
+        """
         lengths = _lengths(stack.windows)
         positions = np.bincount(stack.owner, weights=lengths, minlength=len(stack))  # per user
         order = np.lexsort((positions, stack.counts))
+        turns = max(1, math.ceil(positions.sum() / self._chunk_positions / self._threads))
+        most = min(
+            self._chunk_positions, math.ceil(positions.sum() / self._threads / turns) + int(positions.max()) // 2
+        )
         chunk: list[int] = []
         held = 0.0
         for user in order.tolist():
-            if chunk and held + positions[user] > self._chunk_positions:
+            if chunk and held + positions[user] > most:
                 yield np.array(chunk)
                 chunk, held = [], 0.0
             chunk.append(user)

@@ -9,7 +9,7 @@ __all__ = ["Progress", "Silent", "Step"]
 
 
 class Step(Protocol):
-    """Says that a step is done, or some share of one, with a note."""
+    """Says that a step is done, or some share of one, or several, with a note."""
 
     def __call__(self, note: str, share: float = 1.0, /) -> None:
         """Be told."""

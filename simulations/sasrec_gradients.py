@@ -338,4 +338,5 @@ def _norm_backward(g: Tensor, normal: _Normal, gain: Tensor | None = None) -> Te
     gradients = torch.ops.aten.native_layer_norm_backward(
         g, normal.x, normal.x.shape[-1:], normal.mean, normal.rstd, gain, None, [True, False, False]
     )
-    return cast(Tensor, gradients[0])
+    to_x: Tensor = gradients[0]
+    return to_x

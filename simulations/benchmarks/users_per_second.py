@@ -10,7 +10,7 @@ the full softmax.
   does less; ``cohort_user`` is the cohort engine doing that too.
 
 ``python -m ownlet.simulations.benchmarks.users_per_second --cohorts 50,500`` prints a table and writes
-``bench/cohort.json`` for the last cohort. RESULTS
+``bench/cohort.json`` for a cohort of 500.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ownlet.cli.progress import progress_bars
+from ownlet.shared.errors import require
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
 from ownlet.simulations.benchmarks.flower_opacus import measure_flower_opacus
@@ -39,7 +40,9 @@ from ownlet.simulations.benchmarks.pfl_environment import measure_pfl
 
 __all__ = ["main", "measure"]
 
+_WAYS = 6
 _LOOP_USERS = 60
+_FLOWER_COHORT = 1000  # above it Flower's simulation takes hours, growing with the square of the cohort
 
 
 def measure(cohort: int, repeats: int, threads: int, told: Callable[[str], None]) -> dict[str, list[float]]:
@@ -59,6 +62,8 @@ def measure(cohort: int, repeats: int, threads: int, told: Callable[[str], None]
         "cohort_user": lambda: measure_cohort(cohort, 4, unit="user", threads=threads).users_per_second,
         "cohort_bfloat16": lambda: measure_cohort(cohort, 4, threads=threads, dtype="bfloat16").users_per_second,
     }
+    if cohort > _FLOWER_COHORT:
+        del ways["flower_opacus"]
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -71,22 +76,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohorts", default="500", help="comma-separated")
+    parser.add_argument("--cohort", type=int, default=500, help="of the file, one of them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("bench/cohort.json"))
     options = parser.parse_args(arguments)
     cohorts = [int(text) for text in options.cohorts.split(",")]
+    require(options.cohort in cohorts, "cohort must be one of the cohorts", cohort=options.cohort, cohorts=cohorts)
     console = Console()
     rates: dict[int, dict[str, list[float]]] = {}
     with progress_bars(console) as progress:
         for cohort in cohorts:
-            with progress.stage(f"cohort {cohort}", options.repeats * 6) as step:
+            with progress.stage(f"cohort {cohort}", options.repeats * _WAYS) as step:
                 rates[cohort] = measure(cohort, options.repeats, options.threads, step)
     console.print(_table(rates))
-    speed = measure_cohort(cohorts[-1], 3, threads=options.threads)
+    speed = measure_cohort(options.cohort, 3, threads=options.threads)
     result = {
-        "users_per_second": {name: statistics.median(found) for name, found in rates[cohorts[-1]].items()},
-        "cohort_size": cohorts[-1],
+        "users_per_second": {name: statistics.median(found) for name, found in rates[options.cohort].items()},
+        "cohort_size": options.cohort,
         "matmul_fraction": measure_limit().fraction,
         "peak_rss_bytes": speed.peak_rss_bytes,
     }
@@ -101,12 +108,13 @@ def _table(rates: dict[int, dict[str, list[float]]]) -> Table:
     table.add_column("")
     for cohort in rates:
         table.add_column(f"cohort {cohort}", justify="right")
-    for name in next(iter(rates.values())):
-        row = []
-        for found in (rates[cohort][name] for cohort in rates):
-            row.append(f"{statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f})")
-        table.add_row(name, *row)
+    for name in max(rates.values(), key=len):
+        table.add_row(name, *(_cell(found.get(name)) for found in rates.values()))
     return table
+
+
+def _cell(found: list[float] | None) -> str:
+    return f"{statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f})" if found else "not run"
 
 
 if __name__ == "__main__":
