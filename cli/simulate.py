@@ -42,6 +42,13 @@ class EngineChoice(StrEnum):
     executorch = "executorch"
 
 
+class PrecisionChoice(StrEnum):
+    """Numbers that the cohort engine computes with."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class GridChoice(StrEnum):
     """Where the nodes live."""
 
@@ -84,6 +91,9 @@ def simulate(
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.3,
     window_clip_norm: Annotated[float, typer.Option(help="Unit window: largest norm of a window's gradient.")] = 0.3,
     window_rate: Annotated[float, typer.Option(help="Unit window: chance of each window to be in a step.")] = 0.5,
+    negatives: Annotated[
+        int, typer.Option(min=0, help="Random items per window that stand for the catalogue in the softmax; 0: all.")
+    ] = 0,
     expected_batch: Annotated[float, typer.Option(help="Public number that a gradient sum is divided by.")] = 1.0,
     server_learning_rate: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 1.0,
     server_momentum: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 0.9,
@@ -99,6 +109,10 @@ def simulate(
     ray_address: Annotated[
         str | None, typer.Option(help="Of a running Ray cluster, auto for this machine's. Default: start one here.")
     ] = None,
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="Of the cohort engine's arithmetic; bfloat16 is an approximation.")
+    ] = PrecisionChoice.float32,
+    device: Annotated[str, typer.Option(help="Of the cohort engine: cpu, cuda.")] = "cpu",
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     name: Name = None,
@@ -150,6 +164,7 @@ def simulate(
             steps=steps,
             learning_rate=learning_rate,
             expected_batch=expected_batch,
+            num_negatives=negatives,
             sample_rate=window_rate if local else 1.0,
             clip_norm=window_clip_norm if local else math.inf,
             noise_multiplier=noise_multiplier or 0.0 if local else 0.0,
@@ -165,6 +180,8 @@ def simulate(
         adapter=AdapterConfig(rank=rank, alpha=2.0 * rank, train_a=train_a),
         federation=federation,
         engine=engine.value,
+        precision=precision.value,
+        device=device,
         num_nodes=nodes,
         grid=grid.value,
         ray_address=ray_address,
@@ -174,7 +191,10 @@ def simulate(
     console = Console()
     with folder.discarded_on_refusal(), progress_bars(console) as progress:
         result = run_federated(config, folder, progress)
-    console.print(quality_table(tuple(quality_row(label, metrics) for label, metrics in result.quality.items())))
+    gains = {"federated": result.gain}
+    rows = tuple(quality_row(label, metrics, gains.get(label)) for label, metrics in result.quality.items())
+    privacy = "no privacy" if unit is Unit.none else f"{unit.value}-level privacy"
+    console.print(quality_table(rows, {"base": "base", "federated": f"federated, {privacy}"}))
     if math.isfinite(result.federation.epsilon):
         console.print(
             f"Spent ε = {result.federation.epsilon:.3f} at δ = {dp_delta:g}, {unit.value} level, "

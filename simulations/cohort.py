@@ -11,6 +11,8 @@ each. ``docs/cohort.md`` has the measurements behind all this.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,7 @@ from ownlet.simulations.sasrec_gradients import SASRecGradients, SharedWeights
 __all__ = ["CohortEngine"]
 
 _CHUNK_BYTES = 96 * 2**20
+_SUMMED_USERS = 16  # whose windows are summed in one product
 _SAME_LENGTH = 0.75  # windows at least this much of the longest one's length are padded to it
 
 
@@ -77,7 +80,7 @@ class CohortEngine:
         """Take a base prepared with ``attach``.
 
         Args:
-            model: the frozen base, in eval mode.
+            model: the frozen base, in eval mode; copied where the device is not the CPU.
             spec: the adapter's spec.
             chunk_bytes: about how much memory the intermediate results of one chunk may take, and never less than one
                 window needs; never changes the result. On a GPU give it some gigabytes.
@@ -88,7 +91,8 @@ class CohortEngine:
         require(chunk_bytes >= 1, "chunk_bytes must be at least 1", chunk_bytes=chunk_bytes)
         require(not model.training, "the base must be in eval mode", training=model.training)
         self._device = torch.device(device)
-        self._model, self._spec, self._dtype = model.to(self._device), spec, dtype
+        on_device = model if self._device.type == "cpu" else copy.deepcopy(model).to(self._device)
+        self._model, self._spec, self._dtype = on_device, spec, dtype
         if threads is None:
             threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         require(threads >= 1, "threads must be at least 1", threads=threads)
@@ -216,16 +220,22 @@ class CohortEngine:
             longest = lengths[order[first]]
             full = (at - first + 1) * longest > self._chunk_positions
             if at == len(order) or lengths[order[at]] < _SAME_LENGTH * longest or full:
-                yield order[first:at]
+                yield np.sort(order[first:at])  # owners in order
                 first = at
 
 
 def _add_clipped(total: Tensor, owner: Tensor, parts: list[tuple[slice, Tensor]], clip_norm: float) -> None:
     """Add windows' gradients, each scaled down to ``clip_norm``, to their owners' rows of (users, num_trainable).
 
-    As a product with the table (users, windows) that holds each window's factor in its owner's row: for a few dozen
-    users that is several times faster than scaling, then adding row by row. It is also how one user's NaN would reach
-    all others, 0 times NaN being NaN, so where there is one the rows are added after all.
+    As a product with the table (users, windows) that holds each window's factor in its owner's row: for a few users at
+    a time that is several times faster than scaling, then adding row by row. It is also how one user's NaN would reach
+    others, 0 times NaN being NaN, so where there is one the rows are added after all.
+
+    Args:
+        total: (users, num_trainable).
+        owner: (windows,) rows of ``total``, never falling.
+        parts: of the gradients (windows, num_trainable).
+        clip_norm: C; infinity means no bound.
     """
     parts = [(columns, part.float()) for columns, part in parts]
     norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for _, part in parts]).norm(dim=0)  # (windows,)
@@ -236,8 +246,11 @@ def _add_clipped(total: Tensor, owner: Tensor, parts: list[tuple[slice, Tensor]]
         return
     weights = torch.zeros(len(total), len(owner), device=total.device)
     weights[owner, torch.arange(len(owner), device=total.device)] = factors
-    for columns, part in parts:
-        total[:, columns].addmm_(weights, part)
+    edges = torch.searchsorted(owner, torch.arange(0, len(total) + _SUMMED_USERS, _SUMMED_USERS, device=total.device))
+    for block, (first, stop) in enumerate(itertools.pairwise(edges.tolist())):
+        users = slice(block * _SUMMED_USERS, (block + 1) * _SUMMED_USERS)
+        for columns, part in parts:
+            total[users, columns].addmm_(weights[users, first:stop], part[first:stop])
 
 
 def _lengths(windows: Windows) -> NDArray[np.int64]:

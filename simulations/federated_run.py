@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -22,7 +23,7 @@ from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_ada
 from ownlet.shared.config import AdapterConfig, FederationConfig
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
-from ownlet.shared.metrics import Metric, summarise
+from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
 from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
@@ -53,6 +54,8 @@ class FederatedRunConfig:
         adapter: where LoRA goes.
         federation: the rounds.
         engine: ``cohort`` trains many users at once; ``opacus`` and ``executorch`` train one after the other.
+        precision: of the cohort engine's arithmetic; ``bfloat16`` is an approximation.
+        device: of the cohort engine, as torch names it: ``cpu``, ``cuda``.
         num_nodes: Flower nodes that the devices are spread over; never changes the result.
         grid: ``in-process``, or ``ray`` for nodes that are processes, on one machine or a Ray cluster.
         ray_address: of a running Ray cluster; None starts one on this machine.
@@ -67,6 +70,8 @@ class FederatedRunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     engine: EngineName = "cohort"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
     num_nodes: int = 1
     grid: GridName = "in-process"
     ray_address: str | None = None
@@ -75,6 +80,11 @@ class FederatedRunConfig:
     def __post_init__(self) -> None:
         require(
             self.engine in get_args(EngineName), f"engine must be one of {get_args(EngineName)}", engine=self.engine
+        )
+        require(
+            self.precision in ("float32", "bfloat16"),
+            "precision must be float32 or bfloat16",
+            precision=self.precision,
         )
         require(self.grid in get_args(GridName), f"grid must be one of {get_args(GridName)}", grid=self.grid)
         require(
@@ -93,11 +103,13 @@ class FederatedRunResult:
     Args:
         federation: rounds and last adapter.
         quality: ``base`` and ``federated`` -> HR, NDCG and MRR@10 on device users.
+        gain: NDCG@10 of the second minus that of the first, paired by user.
         published: the adapter file, or None where the adapter is below the base on held-out public users.
     """
 
     federation: FederationResult
     quality: dict[str, dict[str, Metric]]
+    gain: Metric
     published: Path | None
 
 
@@ -163,12 +175,12 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
         published = folder.path / "adapter.safetensors"
         save_adapter(published, spec, result.vector, version=result.version)
     folder.write_metrics([_row(record, public) for record in result.rounds])
-    quality = {
-        "base": summarise(model_ranks(model, fleet.test)),
-        "federated": summarise(model_ranks(model, fleet.test, spec=spec, vectors=result.vector)),
-    }
+    ranks = model_ranks(model, fleet.test, spec=spec, vectors=result.vector)
+    base_ranks = model_ranks(model, fleet.test)
+    quality = {"base": summarise(base_ranks), "federated": summarise(ranks)}
     folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started))
-    return FederatedRunResult(federation=result, quality=quality, published=published)
+    gain = paired_difference(ranks, base_ranks)["ndcg@10"]
+    return FederatedRunResult(federation=result, quality=quality, gain=gain, published=published)
 
 
 def _load(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
@@ -214,7 +226,7 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
     if config.engine == "cohort":
         from ownlet.simulations.cohort import CohortEngine
 
-        return CohortEngine(model, spec)
+        return CohortEngine(model, spec, device=config.device, dtype=getattr(torch, config.precision))
     if config.engine == "opacus":
         from ownlet.device.opacus_engine import OpacusEngine
 

@@ -5,6 +5,7 @@ The page is written from ``ReportData`` alone, by a template that escapes every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -45,8 +46,13 @@ def write_report(path: Path, data: ReportData) -> Path:
     return path
 
 
-def quality_table(rows: tuple[QualityRow, ...]) -> Table:
-    """Return the quality rows as a terminal table: value and interval of each metric, and the gain over base."""
+def quality_table(rows: tuple[QualityRow, ...], names: Mapping[str, str] = ROW_NAMES) -> Table:
+    """Return the quality rows as a terminal table: value and interval of each metric, and the gain over base.
+
+    Args:
+        rows: in order.
+        names: label -> what the first column says.
+    """
     table = Table(title="Quality on device users", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model")
     for name in ("HR@10", "NDCG@10", "MRR@10", "NDCG@10 gain"):
@@ -54,7 +60,7 @@ def quality_table(rows: tuple[QualityRow, ...]) -> Table:
     for row in rows:  # the interval stands under its value, so that the table fits 80 columns
         cells = [f"{_number(metric)}\n[dim]{_interval(metric)}[/dim]" for metric in (row.hr, row.ndcg, row.mrr)]
         gain = f"{_signed(row.gain.value)}\n[dim]{_interval(row.gain, signed=True)}[/dim]" if row.gain else ""
-        table.add_row(ROW_NAMES[row.label], *cells, gain, style="bold" if row.label == "base" else None)
+        table.add_row(names[row.label], *cells, gain, style="bold" if row.label == "base" else None)
     return table
 
 

@@ -314,7 +314,8 @@ class SASRecGradients:
         return torch.bmm(g, self._b(linear, name, own))
 
     def _b(self, linear: _Linear, name: str, own: Tensor) -> Tensor:
-        return own[:, linear.own[name]].unflatten(1, (-1, self._shared.rank))  # (windows, out, r)
+        b: Tensor = own[:, linear.own[name]].unflatten(1, (-1, self._shared.rank))  # (windows, out, r)
+        return b
 
     def _heads(self, dim: int) -> list[slice]:
         size = dim // self._shared.model.config.num_heads

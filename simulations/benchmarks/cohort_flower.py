@@ -1,4 +1,6 @@
-"""The cohort engine through Flower: ServerApp, ClientApp and messages as deployed, over one node in this process.
+"""The cohort engine through Flower: ServerApp, ClientApp and messages as deployed.
+
+Nodes are either one node in this process whose engine uses several threads, or processes of one thread each (Ray).
 
 Everything that a round does is timed: drawing the cohort, accounting, the message both ways, cutting windows, training,
 clipping, summing, the server's step. A measurement runs in a process of its own, so that its peak memory is its own:
@@ -13,20 +15,28 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import ownlet.shared.quiet  # noqa: F401
 
 # isort: split
 
 import torch
+from flwr.clientapp import ClientApp
 
+from ownlet.device.client import make_client_app
 from ownlet.shared.config import FederationConfig, Plan
 from ownlet.shared.errors import FederationError, require
 from ownlet.simulations.benchmarks.workload import DP_PLAN, Workload
 from ownlet.simulations.cohort import CohortEngine
+from ownlet.simulations.ray_grid import RayGrid
 from ownlet.simulations.run import simulate
+from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.store import EventStore
 
 __all__ = ["CohortSpeed", "measure_cohort"]
@@ -58,6 +68,7 @@ def measure_cohort(
     population: int | None = None,
     unit: str = "window",
     threads: int = 1,
+    grid: str = "in-process",
     dtype: str = "float32",
     num_negatives: int = 0,
     workload: Workload = _DEFAULT,
@@ -70,7 +81,8 @@ def measure_cohort(
         population: users in all; by default the cohort.
         unit: ``window`` is DP-SGD on every user (``DP_PLAN``); ``user`` has the same steps without it, and clips whole
             deltas.
-        threads: of the engine.
+        threads: cores that may be used: threads of one engine, or nodes of a Ray grid.
+        grid: ``in-process`` or ``ray``.
         dtype: ``float32`` or ``bfloat16``.
         num_negatives: of a sampled softmax; 0 is the full one.
         workload: the users and the base.
@@ -85,6 +97,7 @@ def measure_cohort(
         "population": population or cohort,
         "unit": unit,
         "threads": threads,
+        "grid": grid,
         "dtype": dtype,
         "negatives": num_negatives,
         "workload": json.dumps(asdict(workload)),
@@ -106,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--population", type=int, default=None)
     parser.add_argument("--unit", choices=("window", "user"), default="window")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--grid", choices=("in-process", "ray"), default="in-process")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="float32")
     parser.add_argument("--negatives", type=int, default=0)
     parser.add_argument("--workload", type=json.loads, default={})
@@ -129,8 +143,11 @@ def _measure(options: argparse.Namespace) -> CohortSpeed:
         windows=workload.windows,
     )
     engine = CohortEngine(model, spec, threads=options.threads, dtype=_DTYPES[options.dtype])
-    store = EventStore.of(workload.histories(population))
-    result = simulate(engine, store, vector, config)
+    with tempfile.TemporaryDirectory() as folder:
+        store = workload.store(Path(folder) / "store", population)
+        load = partial(_load_client_app, workload, Path(folder) / "store", options.dtype)
+        with RayGrid(load, options.threads) if options.grid == "ray" else nullcontext() as grid:
+            result = simulate(engine, store, vector, config, grid=grid)
     rates = [record.num_asked / record.seconds for record in result.rounds[1:]]
     return CohortSpeed(
         users_per_second=statistics.median(rates),
@@ -139,5 +156,14 @@ def _measure(options: argparse.Namespace) -> CohortSpeed:
     )
 
 
+def _load_client_app(workload: Workload, store: Path, dtype: str) -> ClientApp:
+    model, spec, _ = workload.base()
+    engine = CohortEngine(model, spec, threads=1, dtype=_DTYPES[dtype])
+    shard = StoreShard(engine, EventStore.open(store), workload.windows)
+    return make_client_app(lambda context: shard)
+
+
 if __name__ == "__main__":
-    main()
+    from ownlet.simulations.benchmarks.cohort_flower import main as importable  # so that Ray pickles by name
+
+    importable()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter
 from ownlet.shared.config import AdapterConfig, ModelConfig, Plan, WindowConfig
-from ownlet.shared.interactions import History
+from ownlet.shared.interactions import History, Item
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.model import SASRec
+from ownlet.simulations.store import EventStore, StoreWriter
 
 __all__ = ["DP_PLAN", "Workload"]
+
+_BLOCK_USERS = 10_000
 
 DP_PLAN = Plan(steps=3, learning_rate=0.1, sample_rate=1.0, expected_batch=4.0, clip_norm=1.0, noise_multiplier=1.0)
 """Three steps of DP-SGD on all four windows of a user."""
@@ -57,3 +61,14 @@ class Workload:
         rng = np.random.default_rng(0)
         shape = (num_users, self.windows_per_user * self.window_length)
         return list(rng.integers(1, self.num_items + 1, shape))
+
+    def store(self, folder: Path, num_users: int) -> EventStore:
+        """Write users like these to a store, in blocks, and open it."""
+        items = [Item(number=number, id=str(number), title="", genres=()) for number in range(1, self.num_items + 1)]
+        length = self.windows_per_user * self.window_length
+        with StoreWriter(folder, name="benchmark", items=items) as writer:
+            for first in range(0, num_users, _BLOCK_USERS):
+                users = min(_BLOCK_USERS, num_users - first)
+                events = np.random.default_rng([0, first]).integers(1, self.num_items + 1, users * length)
+                writer.append(events, np.full(users, length))
+        return EventStore.open(folder)

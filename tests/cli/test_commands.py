@@ -17,7 +17,7 @@ from ownlet.shared.config import ModelConfig
 from ownlet.shared.model import SASRec
 from ownlet.simulations.pretrain import load_catalogue, save_base
 from ownlet.simulations.readers import read
-from ownlet.simulations.store import EventStore
+from ownlet.simulations.store import EventStore, StoreWriter
 from ownlet.simulations.world import PopulationConfig, make_world
 
 
@@ -164,6 +164,47 @@ def test_a_store_of_the_built_in_population_is_drawn_for_its_base(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_store_is_simulated_like_the_data_it_was_made_from(base: Path, data: Path, tmp_path: Path) -> None:
+    run("store", "--base", base, "--data", data, "--out", tmp_path / "store")
+    sizes = ("--public-users", 30, "--sampled-users", 50)
+    output = run(
+        "simulate", "--base", base, "--store", tmp_path / "store", *sizes, "--runs", tmp_path, "--name", "stored",
+        "--rounds", 3, "--cohort-rate", 0.4, "--target-epsilon", 2, "--negatives", 5,
+    )  # fmt: skip
+    assert "90 devices" in output
+    assert "user-level privacy" in output
+    summary = json.loads((tmp_path / "stored" / "summary.json").read_text())
+    assert summary["data"]["users"] == 120
+    assert len(load_file(tmp_path / "stored" / "federation.ckpt")["participations"]) == 90
+    assert set(summary["quality"]) == {"base", "federated"}
+
+
+def test_a_store_that_does_not_fit_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with StoreWriter(store, name="other", items=load_catalogue(base)[:-1]) as writer:
+        writer.append(np.array([1, 2, 3]), np.array([3]))
+    options = ("--base", base, "--unit", "none", "--runs", tmp_path / "runs")
+    assert "store must be written for the catalogue of the base" in refuse("simulate", "--store", store, *options)
+    assert "must not be given together" in refuse("simulate", "--store", store, "--data", data, *options)
+    run("store", "--base", base, "--data", data, "--out", tmp_path / "small")
+    refused = refuse("simulate", "--store", tmp_path / "small", "--public-users", 120, *options)
+    assert "must have more users than the 120 public ones, got 120" in refused
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_ray_grid_gives_the_adapter_of_one_process(base: Path, data: Path, tmp_path: Path) -> None:
+    run("store", "--base", base, "--data", data, "--out", tmp_path / "store")
+    vectors = []
+    for name, grid in (("here", ()), ("ray", ("--grid", "ray"))):
+        run(
+            "simulate", "--base", base, "--store", tmp_path / "store", "--public-users", 30, "--runs", tmp_path,
+            "--name", name, "--rounds", 2, "--cohort-rate", 0.5, "--noise-multiplier", 1, "--nodes", 2, *grid,
+        )  # fmt: skip
+        vectors.append(checkpoint_vector(tmp_path / name))
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+
+
 def test_an_exported_run_recommends_in_an_app(base: Path, data: Path, tmp_path: Path) -> None:
     folder = simulate(base, data, "shipped", "--unit", "none", "--engine", "executorch", "--rank", 2)
     adapter = folder / "adapter.safetensors"

@@ -201,3 +201,9 @@ def test_a_node_without_a_place_hosts_everybody_and_a_wrong_place_is_refused() -
     assert place_of(context(partition_id=3, num_partitions=4)) == Place(partition=3, num_partitions=4)
     with pytest.raises(FederationError, match="partition-id"):
         place_of(context(partition_id=4, num_partitions=4))
+
+
+def test_progress_tells_every_group_of_users_once(shard: ListShard) -> None:
+    told: list[tuple[int, int]] = []
+    answer(_request(shard), shard, memory_bytes=4 * 16 * shard.engine.spec.size, on_users=lambda *n: told.append(n))
+    assert told == [(4, 6), (2, 6)]

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from scipy import stats
 
-from ownlet.shared.noise import AesNoise
+from ownlet.shared.errors import ConfigError
+from ownlet.shared.noise import AesNoise, SimulatedNoise
 
 
 def test_gaussians_are_normal_with_the_asked_standard_deviation():
@@ -44,3 +46,63 @@ def test_masks_do_not_depend_on_how_much_noise_was_drawn():
     one, other = AesNoise.seeded(5), AesNoise.seeded(5)
     one.gaussian(1000, 1.0)
     np.testing.assert_array_equal(one.poisson_mask(100, 0.5), other.poisson_mask(100, 0.5))
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3, 0.97])
+def test_a_poisson_sample_has_independent_geometric_gaps(rate: float):
+    size, source = 1_000_000, AesNoise.seeded(6)
+    sample = source.poisson_sample(size, rate)
+    assert (np.diff(sample) > 0).all()
+    assert sample[0] >= 0
+    assert sample[-1] < size
+    assert stats.binomtest(len(sample), size, rate).pvalue > 1e-4
+    gaps = np.diff(sample)
+    observed = [int((gaps == 1).sum()), int((gaps > 1).sum())]  # a head follows a head with probability rate
+    assert stats.binomtest(observed[0], len(gaps), rate).pvalue > 1e-4
+    halves = [int((sample < size // 2).sum()), int((sample >= size // 2).sum())]
+    assert stats.binomtest(halves[0], sum(halves), 0.5).pvalue > 1e-4
+
+
+def test_limits_of_a_poisson_sample():
+    source = AesNoise.seeded(7)
+    assert source.poisson_sample(5, 1.0).tolist() == [0, 1, 2, 3, 4]
+    assert source.poisson_sample(0, 0.5).tolist() == []
+    assert sum(len(source.poisson_sample(1, 0.5)) for _ in range(400)) in range(150, 250)
+    assert len(source.poisson_sample(10**12, 1e-10)) in range(50, 160)  # nobody is listed
+    with pytest.raises(ConfigError, match="rate must be in"):
+        source.poisson_sample(5, 0.0)
+
+
+def test_simulated_noise_is_normal_and_its_users_are_independent():
+    users = np.stack([SimulatedNoise(3, 1, user).gaussian(2001, 0.5) for user in range(100)]).astype(np.float64)
+    assert stats.kstest(users.ravel() / 0.5, "norm").pvalue > 1e-3
+    between = np.corrcoef(users)[~np.eye(100, dtype=bool)]
+    assert np.abs(between).max() < 6 / np.sqrt(2001)
+    assert SimulatedNoise(3, 1, 0).gaussian(7, 0.0).tolist() == [0.0] * 7
+
+
+def test_simulated_noise_depends_on_seed_round_and_user_alone():
+    def draw(*name):
+        source = SimulatedNoise(*name)
+        return np.concatenate(
+            [source.gaussian(5, 1.0), source.poisson_mask(40, 0.5), source.negatives(2, 3, 99).ravel()]
+        )
+
+    np.testing.assert_array_equal(draw(1, 2, 3), draw(1, 2, 3))
+    assert (
+        len({draw(*name).tobytes() for name in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (12, 3, 4), (1, 23, 4)]})
+        == 6
+    )
+
+
+@pytest.mark.parametrize("source", [AesNoise.seeded(8), SimulatedNoise(0, 0, 0)], ids=["aes", "simulated"])
+def test_negatives_are_uniform_over_the_catalogue(source):
+    drawn = source.negatives(4000, 5, 20)
+    assert drawn.shape == (4000, 5)
+    assert stats.chisquare(np.bincount(drawn.ravel(), minlength=21)[1:]).pvalue > 1e-3
+    assert source.negatives(0, 5, 20).shape == (0, 5)
+
+
+def test_simulated_masks_have_the_asked_rate():
+    count = sum(int(SimulatedNoise(0, 0, user).poisson_mask(10, 0.3).sum()) for user in range(5000))
+    assert stats.binomtest(count, 50_000, 0.3).pvalue > 1e-4
