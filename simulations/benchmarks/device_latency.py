@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from ownlet.shared.adapter import AdapterSpec, initial_adapter
 from ownlet.shared.manifest import PROGRAM_FILE, read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.shared.program import Program
+from ownlet.simulations.benchmarks.turns import take_turns
 
 __all__ = ["measure"]
 
@@ -46,13 +44,14 @@ def measure(
     try:
         for name, arguments in inputs.items():
             tensors = tuple(torch.from_numpy(np.asarray(argument)) for argument in arguments)
-            pte_ms, eager_ms = _take_turns(
-                lambda name=name, arguments=arguments: program.run(name, *arguments),  # type: ignore[misc]
-                lambda name=name, tensors=tensors: functions[name](*tensors),  # type: ignore[misc]
-                repeats,
-                warmup,
-            )
-            result[name] = {"pte_ms": pte_ms, "eager_ms": eager_ms}
+            with torch.no_grad():
+                pte, eager = take_turns(
+                    lambda name=name, arguments=arguments: program.run(name, *arguments),  # type: ignore[misc]
+                    lambda name=name, tensors=tensors: functions[name](*tensors),  # type: ignore[misc]
+                    repeats=repeats,
+                    warmup=warmup,
+                )
+            result[name] = {"pte_ms": pte * 1e3, "eager_ms": eager * 1e3}
     finally:
         _set_threads(threads)
     return result
@@ -73,21 +72,6 @@ def _inputs(
         "recommend": (vector, history, np.array([max_length]), seen),
         "step": (vector, *windows, noise, np.float32(1.0), np.float32(0.1)),
     }
-
-
-def _take_turns(
-    first: Callable[[], object], second: Callable[[], object], repeats: int, warmup: int
-) -> tuple[float, float]:
-    """Return the median milliseconds of each; turns alternate, so that a busy moment of the machine hits both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    with torch.no_grad():
-        for turn in range(warmup + repeats):
-            for call, kept in zip((first, second), times, strict=True):
-                start = time.perf_counter()
-                call()
-                if turn >= warmup:
-                    kept.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def _set_threads(count: int) -> int:

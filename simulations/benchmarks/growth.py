@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from ownlet.cli.progress import progress_bars
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
 from ownlet.simulations.benchmarks.workload import Workload
@@ -92,13 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = Console()
     points: dict[str, list[Point]] = {}
-    with progress_bars(console) as progress:
-        for axis in AXES:
-            with progress.stage(axis.name, len(axis.sizes)) as step:
-                points[axis.name] = []
-                for size in axis.sizes:
-                    points[axis.name].append(axis.measure(size, options.threads))
-                    step(f"{size:,}")
+    for axis in AXES:
+        sizes = track(axis.sizes, description=axis.name, console=console)
+        points[axis.name] = [axis.measure(size, options.threads) for size in sizes]
     console.print(_table(points))
     options.out.mkdir(parents=True, exist_ok=True)
     result = {
@@ -138,16 +134,19 @@ def _table(points: dict[str, list[Point]]) -> Table:
 
 def _draw(points: dict[str, list[Point]]) -> Figure:
     figure = Figure(figsize=(3.2 * len(points), 5.6), layout="constrained")
-    rows = (("seconds per round", lambda p: p.seconds), ("peak memory, MiB", lambda p: p.peak_rss_bytes / 2**20))
+    labels = ("seconds per round", "peak memory, MiB")
     panels = figure.subplots(2, len(points), squeeze=False)
     for column, (name, found) in enumerate(points.items()):
         sizes = [point.size for point in found]
-        for row, (label, cost) in enumerate(rows):
-            panel, costs = panels[row][column], [cost(point) for point in found]
+        both = [point.seconds for point in found], [point.peak_rss_bytes / 2**20 for point in found]
+        for row, (label, costs) in enumerate(zip(labels, both, strict=True)):
+            panel = panels[row][column]
             panel.loglog(sizes, costs, "o-", color="#2b6cb0")
             panel.set_ylim(min(costs) / 3, max(costs) * 3)
             panel.set_title(f"{name}: exponent {exponent(sizes, costs):.2f}", fontsize=9)
             panel.set_xlabel(name if row else "")
+            panel.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
+            panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
             panel.set_ylabel("" if column else label)
             panel.grid(True, which="both", alpha=0.25)
     return figure

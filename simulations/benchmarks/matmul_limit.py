@@ -7,9 +7,6 @@ step's own shapes, that the step achieves. Both are timed in turns, on one threa
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ownlet.shared.noise import SimulatedNoise
 from ownlet.shared.windows import WindowStack, cut_windows, stack_windows
+from ownlet.simulations.benchmarks.turns import take_turns
 from ownlet.simulations.benchmarks.workload import DP_PLAN, Workload
 from ownlet.simulations.cohort import CohortEngine
 
@@ -87,7 +85,7 @@ def measure_limit(users: int = 32, *, repeats: int = 15, workload: Workload = _D
         with _Recorder() as recorder:
             step()
         pairs = [(torch.randn(first), torch.randn(second)) for first, second in recorder.shapes]
-        step_seconds, matmul_seconds = _take_turns(step, lambda: _multiply(pairs), repeats)
+        step_seconds, matmul_seconds = take_turns(step, lambda: _multiply(pairs), repeats=repeats, warmup=2)
     finally:
         torch.set_num_threads(threads)
     flops = sum(2 * int(np.prod(first)) * second[-1] for first, second in recorder.shapes)
@@ -106,15 +104,3 @@ def _noises(stack: WindowStack) -> list[SimulatedNoise]:
 def _multiply(pairs: list[tuple[Tensor, Tensor]]) -> None:
     for first, second in pairs:
         first @ second
-
-
-def _take_turns(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """Return the median seconds of each; turns alternate, so that a busy moment of the machine hits both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 2):
-        for call, kept in zip((first, second), times, strict=True):
-            began = time.perf_counter()
-            call()
-            if turn >= 2:
-                kept.append(time.perf_counter() - began)
-    return statistics.median(times[0]), statistics.median(times[1])

@@ -29,7 +29,6 @@ import ownlet.shared.quiet  # noqa: F401
 from rich.console import Console
 from rich.table import Table
 
-from ownlet.cli.progress import progress_bars
 from ownlet.shared.errors import require
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
@@ -40,7 +39,6 @@ from ownlet.simulations.benchmarks.pfl_environment import measure_pfl
 
 __all__ = ["main", "measure"]
 
-_WAYS = 6
 _LOOP_USERS = 60
 _FLOWER_COHORT = 1000  # above it Flower's simulation takes hours, growing with the square of the cohort
 
@@ -85,11 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require(options.cohort in cohorts, "cohort must be one of the cohorts", cohort=options.cohort, cohorts=cohorts)
     console = Console()
     rates: dict[int, dict[str, list[float]]] = {}
-    with progress_bars(console) as progress:
+    with console.status("") as status:
         for cohort in cohorts:
             repeats = options.repeats if cohort <= _FLOWER_COHORT else 1  # a large cohort is steady, and takes minutes
-            with progress.stage(f"cohort {cohort}", repeats * _WAYS) as step:
-                rates[cohort] = measure(cohort, repeats, options.threads, step)
+            rates[cohort] = measure(cohort, repeats, options.threads, status.update)
     console.print(_table(rates))
     speed = measure_cohort(options.cohort, 3, threads=options.threads)
     result = {
