@@ -10,7 +10,7 @@ the full softmax.
   does less; ``cohort_user`` is the cohort engine doing that too.
 
 ``python -m ownlet.simulations.benchmarks.users_per_second --cohorts 50,500`` prints a table and writes
-``bench/cohort.json`` for a cohort of 500. Median of 3, 2026-11-22, 2 shared cores of Sapphire Rapids, 24 GiB, torch 2.13:
+``bench/cohort.json`` for a cohort of 500. Median of 3, 2026-11-22, 2 shared cores (Sapphire Rapids), torch 2.13:
 
 ===============  =========  ==========
 users/s          cohort 50  cohort 500
