@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from ownlet.simulations.progress import Progress, Step
@@ -29,7 +29,7 @@ class _Terminal:
         def step(note: str, share: float = 1.0, /) -> None:
             nonlocal last
             last = note or last
-            self._bars.update(task, advance=share, note=last)
+            self._bars.update(task, advance=share * (1 + 1e-9), note=last)  # so that shares add up to whole steps
 
         yield step
         self._bars.update(task, total=self._bars.tasks[task].completed)  # a stage may end early
@@ -43,7 +43,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),

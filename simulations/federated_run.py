@@ -141,9 +141,13 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
         progress.stage(f"{name} over {fleet.num_users:,} devices", config.federation.rounds) as step,
         _grid(config) as grid,
     ):
+        trained_before, began = 0, time.monotonic()
 
         def on_users(trained: int, asked: int) -> None:
-            step("", trained / asked / config.num_nodes)
+            nonlocal trained_before
+            trained_before += trained
+            speed = trained_before / (time.monotonic() - began)
+            step(f"{speed:,.0f} users/s", trained / asked / config.num_nodes)
 
         def on_round(result: RoundResult, vector: Vector) -> None:
             if result.round % config.evaluate_every == 0 or result.round == config.federation.rounds:
