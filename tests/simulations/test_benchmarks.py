@@ -55,6 +55,7 @@ def test_the_file_has_the_promised_keys(tmp_path, monkeypatch):
     monkeypatch.setattr(
         users_per_second, "measure", lambda cohort, repeats, threads, told: {name: [1.0, 3.0, 2.0] for name in names}
     )
+    monkeypatch.setattr(users_per_second, "measure_limit", lambda: measure_limit(3, repeats=3, workload=SMALL))
     users_per_second.main(["--cohorts", "20", "--cohort", "20", "--out", str(tmp_path / "bench" / "cohort.json")])
     found = json.loads((tmp_path / "bench" / "cohort.json").read_text())
     assert set(found) == {"users_per_second", "cohort_size", "matmul_fraction", "peak_rss_bytes"}

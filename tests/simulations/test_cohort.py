@@ -77,8 +77,10 @@ def test_a_cohort_gives_what_its_users_give_one_by_one(count, train_a, plan):
 
 
 @pytest.mark.parametrize("unit", ["window", "user"])
-@pytest.mark.parametrize("train_a", [False, True])
-@pytest.mark.parametrize("count", [1, 7, 300])
+@pytest.mark.parametrize(
+    ("count", "train_a"),
+    [(1, False), (1, True), (7, False), (7, True), (300, False), pytest.param(300, True, marks=pytest.mark.slow)],
+)
 def test_a_cohort_equals_the_opacus_engine(count, train_a, unit):
     model, spec, vector = setup(train_a)
     users, plan = some_users(count, seed=count), NOISY if unit == "window" else PLAIN
