@@ -205,6 +205,7 @@ def test_a_ray_grid_gives_the_adapter_of_one_process(base: Path, data: Path, tmp
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
 
+@pytest.mark.slow  # a whole export; the demo's test makes one in the fast suite
 def test_an_exported_run_recommends_in_an_app(base: Path, data: Path, tmp_path: Path) -> None:
     folder = simulate(base, data, "shipped", "--unit", "none", "--engine", "executorch", "--rank", 2)
     adapter = folder / "adapter.safetensors"
