@@ -37,6 +37,11 @@ class Item:
     title: str = ""
     genres: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Item:
+        """Return the item that ``dataclasses.asdict`` wrote down, also where that went through JSON."""
+        return cls(**{**fields, "genres": tuple(fields["genres"])})
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Interactions:

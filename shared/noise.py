@@ -40,7 +40,29 @@ class NoiseSource(Protocol):
         ...
 
 
-class AesNoise:
+class _Streams:
+    """AES-CTR streams, one for each purpose, that start when they are first used."""
+
+    def _key_for(self, purpose: str) -> bytes:
+        raise NotImplementedError
+
+    @cached_property
+    def _masks(self) -> CipherContext:
+        return self._stream("masks")
+
+    @cached_property
+    def _normals(self) -> CipherContext:
+        return self._stream("normals")
+
+    @cached_property
+    def _items(self) -> CipherContext:
+        return self._stream("items")
+
+    def _stream(self, purpose: str) -> CipherContext:
+        return Cipher(algorithms.AES(self._key_for(purpose)), modes.CTR(bytes(16))).encryptor()
+
+
+class AesNoise(_Streams):
     """The source of everything that is released: masks and Gaussians from two separate AES-CTR streams."""
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -50,18 +72,6 @@ class AesNoise:
             key: 32 bytes; by default fresh from the operating system.
         """
         self._key = os.urandom(32) if key is None else key
-
-    @cached_property
-    def _masks(self) -> CipherContext:
-        return self._stream(b"masks")
-
-    @cached_property
-    def _normals(self) -> CipherContext:
-        return self._stream(b"normals")
-
-    @cached_property
-    def _items(self) -> CipherContext:
-        return self._stream(b"items")
 
     @classmethod
     def seeded(cls, *parts: object) -> AesNoise:
@@ -109,9 +119,8 @@ class AesNoise:
         uniform = self._uniform(self._items, windows * number).reshape(windows, number)
         return 1 + (uniform * num_items).astype(np.int64)
 
-    def _stream(self, name: bytes) -> CipherContext:
-        key = hashlib.sha256(self._key + name).digest()
-        return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    def _key_for(self, purpose: str) -> bytes:
+        return hashlib.sha256(self._key + purpose.encode()).digest()
 
     @staticmethod
     def _uniform(stream: CipherContext, size: int) -> NDArray[np.float64]:
@@ -120,7 +129,7 @@ class AesNoise:
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class SimulatedNoise:
+class SimulatedNoise(_Streams):
     """A fast, reproducible ``NoiseSource`` for simulated devices; nothing real may be protected by it.
 
     Keyed by seed, round and user, so a user's numbers do not depend on who else is simulated. One normal in single
@@ -130,18 +139,6 @@ class SimulatedNoise:
     def __init__(self, seed: int, round_number: int, user: int) -> None:
         """Name the source of one user in one round; a stream starts when it is first used."""
         self._name = f"{seed} {round_number} {user} "
-
-    @cached_property
-    def _masks(self) -> CipherContext:
-        return self._stream("masks")
-
-    @cached_property
-    def _normals(self) -> CipherContext:
-        return self._stream("normals")
-
-    @cached_property
-    def _items(self) -> CipherContext:
-        return self._stream("items")
 
     def poisson_mask(self, size: int, rate: float) -> NDArray[np.bool_]:
         """Return (size,) independent coins, true with probability ``rate``."""
@@ -162,9 +159,8 @@ class SimulatedNoise:
         words = np.frombuffer(self._items.update(bytes(8 * windows * number)), dtype="<u8")
         return 1 + (words % np.uint64(num_items)).astype(np.int64).reshape(windows, number)
 
-    def _stream(self, purpose: str) -> CipherContext:
-        key = hashlib.blake2b((self._name + purpose).encode(), digest_size=16).digest()
-        return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    def _key_for(self, purpose: str) -> bytes:
+        return hashlib.blake2b((self._name + purpose).encode(), digest_size=16).digest()
 
     @staticmethod
     def _uniform(stream: CipherContext, size: int) -> NDArray[np.float32]:

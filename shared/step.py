@@ -15,7 +15,7 @@ from ownlet.shared.lora import applied
 from ownlet.shared.model import SASRec
 from ownlet.shared.objectives import softmax_loss
 
-__all__ = ["clip_factors", "dp_sgd_step", "window_gradients", "window_leaves"]
+__all__ = ["clip_factors", "dp_sgd_step", "factors_of", "window_gradients", "window_leaves"]
 
 
 def window_leaves(
@@ -71,7 +71,12 @@ def window_gradients(
 def clip_factors(gradients: Tensor, clip: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return the factors min(1, clip / norm) and the norms, both (batch,), of gradients (batch, n)."""
     norms = gradients.square().sum(dim=1).sqrt()
-    return (clip / norms.clamp(min=1e-12)).clamp(max=1.0), norms
+    return factors_of(norms, clip), norms
+
+
+def factors_of(norms: Tensor, clip: Tensor | float) -> Tensor:
+    """Return the factors min(1, clip / norm), (batch,), of norms (batch,)."""
+    return (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
 
 
 def dp_sgd_step(

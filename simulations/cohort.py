@@ -5,8 +5,8 @@ go through one forward and one backward pass that gives a gradient per window; e
 Masks and noise are drawn per user from that user's own source, so the result does not depend on who shares a chunk, and
 equals what the engine of a single device computes.
 
-A chunk is as many users as fit a byte budget; chunks run at once on threads of one core
-each. ``docs/cohort.md`` has the measurements behind all this.
+A chunk is as many users as fit a byte budget; chunks run at once on threads of one core each. The measurements behind
+all this stand in ``docs/cohort.md``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
+from ownlet.shared.step import factors_of
 from ownlet.shared.windows import Windows, WindowStack, stack_windows
 from ownlet.simulations.autograd_gradients import AutogradGradients
 from ownlet.simulations.sasrec_gradients import SASRecGradients, SharedWeights
@@ -239,7 +240,7 @@ def _add_clipped(total: Tensor, owner: Tensor, parts: list[tuple[slice, Tensor]]
     """
     parts = [(columns, part.float()) for columns, part in parts]
     norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for _, part in parts]).norm(dim=0)  # (windows,)
-    factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    factors = factors_of(norms, clip_norm)
     if not bool(torch.isfinite(norms).all()):
         for columns, part in parts:
             total[:, columns] = total[:, columns].index_add(0, owner, part * factors.unsqueeze(1))

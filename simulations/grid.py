@@ -28,7 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ownlet.shared.errors import require
 
-__all__ = ["Answer", "Call", "InProcessGrid", "LocalGrid", "answer_call", "node_context", "run_apps"]
+__all__ = ["Answer", "Call", "InProcessGrid", "LocalGrid", "answer_call", "node_context", "run_apps", "take_identity"]
 
 _RUN_ID = 1
 _FIRST_NODE_ID = 1000  # Flower keeps 1 for the SuperLink
@@ -104,6 +104,11 @@ def node_context(partition: int, num_nodes: int, run_config: Mapping[str, UserCo
     )
 
 
+def take_identity() -> None:
+    """Say who this process is: Flower's messages take their sender from it, as in its own simulation."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
+
+
 class LocalGrid(Grid):
     """What grids on one machine or cluster share; partition i lives on the node with id 1000 + i."""
 
@@ -114,8 +119,7 @@ class LocalGrid(Grid):
             num_nodes: how many.
         """
         require(num_nodes >= 1, "num_nodes must be at least 1", num_nodes=num_nodes)
-        # Flower's messages take their sender from the process, as in its own simulation.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
+        take_identity()
         self._run = Run.create_empty(run_id=_RUN_ID)
         self._nodes = range(_FIRST_NODE_ID, _FIRST_NODE_ID + num_nodes)
         self._message_ids = map(str, itertools.count(1))

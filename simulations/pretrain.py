@@ -268,7 +268,7 @@ def load_catalogue(path: Path) -> tuple[Item, ...]:
     Raises:
         DataError: the file is missing or is not a base.
     """
-    return tuple(Item(**{**item, "genres": tuple(item["genres"])}) for item in _load_base(path)["items"])
+    return tuple(Item.of(item) for item in _load_base(path)["items"])
 
 
 def _load_base(path: Path) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from typing import Any
 import ray
 from flwr.app import UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.common.constant import ErrorCode
 from ray.exceptions import RayError
 
 import ownlet.shared.quiet  # noqa: F401  (Ray reads the environment when it starts)
-from ownlet.simulations.grid import Answer, Call, LocalGrid, answer_call, node_context
+from ownlet.simulations.grid import Answer, Call, LocalGrid, answer_call, node_context, take_identity
 
 __all__ = ["RayGrid"]
 
@@ -124,7 +123,7 @@ class _Node:
         import torch
 
         torch.set_num_threads(threads)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+        take_identity()
         self._app = load_client_app()
         self._context = node_context(partition, num_nodes, run_config)
 

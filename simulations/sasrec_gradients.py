@@ -245,7 +245,7 @@ class SASRecGradients:
         to_normal = self._unproject(up, tape.inner, to_wide, own, gradients, shape)
         g = _norm_backward(to_normal, tape.feedforward_norm).add_(g)
         to_mixed = self._unproject(output, tape.inner, g, own, gradients, shape).unflatten(0, shape)
-        lowest = number == self._shared.first_block
+        lowest = tape.attention_norm is None  # the lowest adapted block: nothing below it is trained
         to_first = self._buffer("to_first", len(g), len(attention.weight)).unflatten(0, shape)
         to = {name: to_first[..., columns] for name, columns in attention.outputs.items()}
         for columns, (q, k, v, weights) in zip(self._heads(to_mixed.shape[-1]), tape.heads, strict=True):
@@ -258,7 +258,7 @@ class SASRecGradients:
                 to["key"][..., columns] = torch.bmm(to_scores.mT, q)
         for name, columns in attention.inner.items():
             to_first[..., columns] = self._unadapt(attention, name, tape.inner, to[name], own, gradients)
-        if tape.attention_norm is None:  # the lowest adapted block: nothing below it is trained
+        if tape.attention_norm is None:
             return g
         return _norm_backward(to_first.flatten(0, 1) @ attention.weight, tape.attention_norm).add_(g)
 

@@ -71,7 +71,7 @@ class EventStore:
             meta = json.loads((folder / _META).read_text())
             events = np.asarray(open_memmap(folder / _EVENTS, mode="r"))
             offsets = np.asarray(open_memmap(folder / _OFFSETS, mode="r"))
-            items = tuple(Item(**{**item, "genres": tuple(item["genres"])}) for item in meta["items"])
+            items = tuple(Item.of(item) for item in meta["items"])
             name, written = meta["name"], (meta["format"], meta["num_events"], meta["num_users"])
             found = (_FORMAT, len(events), len(offsets) - 1)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -114,6 +114,10 @@ class EventStore:
         starts = self.offsets[users]
         lengths = np.maximum(0, self.offsets[users + 1] - starts - held_out)
         return cut_histories(self.events, starts, lengths, config)
+
+    def all_windows(self, config: WindowConfig) -> WindowStack:
+        """Cut the whole histories of all users into windows: for a population that fits into memory."""
+        return self.windows(np.arange(self.num_users), config)
 
 
 def _fit(events: NDArray[Any], offsets: NDArray[Any]) -> bool:

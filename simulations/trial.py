@@ -20,16 +20,17 @@ from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
 from ownlet.shared.content import content_vectors
+from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import require
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import noise_multiplier_for
-from ownlet.shared.windows import cut_windows
+from ownlet.shared.windows import WindowStack
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import model_ranks, scorer_ranks
+from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
@@ -247,14 +248,16 @@ def _federate(
 ) -> FederatedRun:
     federation = run_config(config, epsilon, seed)
     devices = EventStore.of(setting.devices)
+    held_out = EventStore.of(setting.held_out).all_windows(federation.windows)
     engine = CohortEngine(model, spec)
-    public = [_on_public(model, spec, start, setting, engine, federation, 0)]
+    public = [_on_public(model, start, setting.validation, held_out, engine, federation.plan, 0)]
 
     with progress.stage(f"seed {seed}: {label}", federation.rounds) as step:
 
         def on_round(result: RoundResult, vector: Vector) -> None:
             if result.round % config.evaluate_every == 0 or result.round == federation.rounds:
-                public.append(_on_public(model, spec, vector, setting, engine, federation, result.round))
+                number = result.round
+                public.append(_on_public(model, vector, setting.validation, held_out, engine, federation.plan, number))
             quality = float(ndcg(public[-1].ranks, 10).mean())
             spent = f", ε {result.epsilon:.2f}" if math.isfinite(result.epsilon) else ""
             step(f"NDCG@10 on public users {quality:.4f}{spent}")
@@ -272,21 +275,20 @@ def _federate(
 
 def _on_public(
     model: SASRec,
-    spec: AdapterSpec,
     vector: Vector,
-    setting: Setting,
+    validation: Cases,
+    held_out: WindowStack,
     engine: CohortEngine,
-    federation: FederationConfig,
+    plan: Plan,
     number: int,
 ) -> PublicRound:
     """Evaluate on held-out public users, and see how long their deltas would be before clipping."""
-    windows = [cut_windows(history, federation.windows) for history in setting.held_out]
-    noises = [AesNoise.seeded("public", number, user) for user in range(len(windows))]
-    trained = engine.train(vector, windows, federation.plan, noises)
-    norms = np.linalg.norm(trained[:, spec.trainable] - vector[spec.trainable], axis=1)
+    noises = [AesNoise.seeded("public", number, user) for user in range(len(held_out))]
+    trained = engine.train(vector, held_out, plan, noises)
+    norms = np.linalg.norm(delta_of(engine.spec, trained, vector), axis=1)
     return PublicRound(
         round=number,
-        ranks=model_ranks(model, setting.validation, spec=spec, vectors=vector),
+        ranks=model_ranks(model, validation, spec=engine.spec, vectors=vector),
         delta_norm=float(np.median(norms)),
     )
 
@@ -295,7 +297,7 @@ def personalise(
     model: SASRec, spec: AdapterSpec, vector: Vector, setting: Setting, config: TrialConfig, seed: int
 ) -> NDArray[np.float32]:
     """Fine-tune a personal adapter on every device from the shipped one; (devices, P). It never leaves the device."""
-    windows = [cut_windows(history, config.federation.windows) for history in setting.devices]
+    windows = EventStore.of(setting.devices).all_windows(config.federation.windows)
     noises = [AesNoise.seeded(seed, "personal", user) for user in range(len(windows))]
     return CohortEngine(model, spec).train(vector, windows, config.personal, noises)
 

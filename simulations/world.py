@@ -161,9 +161,7 @@ class Shelf:
         self._left = np.tile(np.bincount(world.genre[1:], minlength=num_genres), (users, 1))
         self.seen = np.zeros((users, len(world.genre)), bool)
         self.seen[:, 0] = True
-        self._unseen = np.ones(
-            (users, *world.shelves[0].shape), bool
-        )  # the same by genre and place: rows to copy whole
+        self._unseen = np.ones((users, *world.shelves[0].shape), bool)  # the same by genre and place, to copy whole
         self.mass = np.ones((users, num_genres))  # popularity that is left in each genre
 
     def genre_row(self, last: Ints) -> Ints:

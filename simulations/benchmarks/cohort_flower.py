@@ -13,7 +13,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -31,7 +30,8 @@ from flwr.clientapp import ClientApp
 
 from ownlet.device.client import make_client_app
 from ownlet.shared.config import FederationConfig, Plan
-from ownlet.shared.errors import FederationError, require
+from ownlet.shared.errors import require
+from ownlet.simulations.benchmarks.processes import last_json, run_command
 from ownlet.simulations.benchmarks.workload import DP_PLAN, Workload
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.ray_grid import RayGrid
@@ -104,10 +104,7 @@ def measure_cohort(
     }
     command = [sys.executable, "-m", "ownlet.simulations.benchmarks.cohort_flower"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise FederationError(f"the process must end well, got exit status {done.returncode}: {done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = last_json(run_command(command))
     return CohortSpeed(**{**found, "round_seconds": tuple(found["round_seconds"])})
 
 

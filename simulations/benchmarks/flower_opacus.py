@@ -28,14 +28,13 @@ import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from ownlet.shared.quiet import QUIET_ENVIRONMENT  # before anything that imports flwr or ray
+import ownlet.shared.quiet  # noqa: F401  (before anything that imports flwr or ray; sets what children inherit)
 
 # isort: split
 
@@ -57,6 +56,7 @@ from ownlet.shared.interactions import History
 from ownlet.shared.model import SASRec
 from ownlet.shared.objectives import softmax_loss
 from ownlet.shared.windows import Windows, cut_windows
+from ownlet.simulations.benchmarks.processes import last_json, run_command
 from ownlet.simulations.benchmarks.workload import DP_PLAN, Workload
 
 __all__ = ["client_app", "main", "measure_flower_opacus", "train_user"]
@@ -83,10 +83,7 @@ def measure_flower_opacus(cohort: int, rounds: int = 3, *, cached: bool = True, 
     _check(cohort, rounds)
     command = [sys.executable, "-m", "ownlet.simulations.benchmarks.flower_opacus", f"--cohort={cohort}"]
     command += [f"--rounds={rounds}", f"--workload={json.dumps(asdict(workload))}", *([] if cached else ["--fresh"])]
-    run = subprocess.run(command, capture_output=True, text=True, env={**QUIET_ENVIRONMENT, **os.environ}, check=False)
-    if run.returncode != 0:
-        raise FederationError(f"the simulation must end well, got exit status {run.returncode}: {run.stderr[-2000:]}")
-    return float(json.loads(run.stdout.splitlines()[-1])["users_per_second"])
+    return float(last_json(run_command(command))["users_per_second"])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,14 +7,13 @@ that both sides of a comparison compute with the same libraries.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ownlet.shared.errors import FederationError, require
+from ownlet.shared.errors import require
+from ownlet.simulations.benchmarks.processes import last_json, run_command
 from ownlet.simulations.benchmarks.workload import Workload
 
 __all__ = ["REQUIREMENTS", "measure_pfl", "pfl_python"]
@@ -78,10 +77,10 @@ def pfl_python(folder: Path = _DEFAULT_FOLDER) -> Path:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     stamp.write_text("incomplete\n")  # if this is interrupted, the next call starts anew
-    _run([sys.executable, "-m", "venv", str(folder)])
+    run_command([sys.executable, "-m", "venv", str(folder)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, *REQUIREMENTS])
-    _run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(_ROOT)])
+    run_command([*pip, *REQUIREMENTS])
+    run_command([*pip, "--no-deps", "--no-build-isolation", "--editable", str(_ROOT)])
     stamp.write_text(wanted)
     return python
 
@@ -116,14 +115,5 @@ def measure_pfl(
     if threads > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={threads}"]
     command += [str(Path(__file__).with_name("pfl_cohort.py")), f"--cohort={cohort}", f"--rounds={rounds}"]
-    printed = _run([*command, f"--workload={json.dumps(asdict(workload))}"], {"OMP_NUM_THREADS": "1"})
-    return float(json.loads(printed.splitlines()[-1])["users_per_second"])
-
-
-def _run(command: list[str], variables: dict[str, str] | None = None) -> str:
-    """Run a command and return what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(variables or {})}, check=False)
-    if done.returncode != 0:
-        told = (done.stderr or done.stdout)[-2000:]
-        raise FederationError(f"{command[0]} must end well, got exit status {done.returncode}: {told}")
-    return done.stdout
+    printed = run_command([*command, f"--workload={json.dumps(asdict(workload))}"], {"OMP_NUM_THREADS": "1"})
+    return float(last_json(printed)["users_per_second"])
