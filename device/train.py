@@ -11,7 +11,7 @@ empty; the sum is divided by ``plan.expected_batch`` and the adapter moves by th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from ownlet.shared.errors import require
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.windows import Windows
 
-__all__ = ["Engine", "clipped_deltas", "train_each"]
+__all__ = ["Engine", "LocalEngine", "clipped_deltas", "train_each"]
 
 
 class Engine(Protocol):
@@ -49,6 +49,32 @@ class Engine(Protocol):
         Returns:
             (users, P) the trained adapters.
         """
+        ...
+
+
+class LocalEngine(Engine, Protocol):
+    """An engine that also serves: all that one device needs. Safe to call from several threads."""
+
+    def steps(self, vector: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Iterator[Vector]:
+        """Train one adapter and yield it after each of the plan's steps, so that a training can stop in between.
+
+        Raises:
+            AdapterError: the training diverged.
+        """
+        ...
+
+    def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Score every item as the next one after a history of item numbers; (num_items + 1,), number 0 is padding."""
+        ...
+
+    def recommend(
+        self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return items and scores, best first, without those that ``barred`` (num_items + 1,) marks."""
+        ...
+
+    def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
+        """Return the loss of every window, (num_windows,)."""
         ...
 
 
