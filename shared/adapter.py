@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from ownlet.shared.errors import AdapterError, require
 from ownlet.shared.store import write_atomic
+from ownlet.shared.tensors import pack, unpack
 
-__all__ = ["AdapterSpec", "LayerShape", "Vector", "hash_state", "initial_adapter", "load_adapter", "save_adapter"]
+__all__ = [
+    "AdapterSpec",
+    "LayerShape",
+    "Vector",
+    "dump_adapter",
+    "hash_state",
+    "initial_adapter",
+    "load_adapter",
+    "parse_adapter",
+    "save_adapter",
+]
 
 Vector = NDArray[np.float32]
 
@@ -157,15 +166,24 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def dump_adapter(spec: AdapterSpec, vector: Vector, *, version: int) -> bytes:
+    """Return an adapter as the content of a safetensors file with its spec in the metadata.
+
+    Raises:
+        AdapterError: the vector does not fit the spec.
+    """
+    spec.check(vector)
+    metadata = {"format": _FORMAT, "spec": spec.to_json(), "version": str(version)}
+    return pack({"adapter": vector}, metadata)
+
+
 def save_adapter(path: Path, spec: AdapterSpec, vector: Vector, *, version: int) -> None:
-    """Write an adapter as safetensors with its spec in the metadata, atomically.
+    """Write an adapter as ``dump_adapter`` gives it, atomically.
 
     Raises:
         AdapterError: the vector does not fit the spec; nothing is written.
     """
-    spec.check(vector)
-    metadata = {"format": _FORMAT, "spec": spec.to_json(), "version": str(version)}
-    write_atomic(path, save({"adapter": vector}, metadata=metadata))
+    write_atomic(path, dump_adapter(spec, vector, version=version))
 
 
 def load_adapter(path: Path, *, base_hash: str | None = None) -> tuple[AdapterSpec, Vector, int]:
@@ -182,15 +200,24 @@ def load_adapter(path: Path, *, base_hash: str | None = None) -> tuple[AdapterSp
         AdapterError: unreadable, wrong format, wrong base, wrong shape or dtype, or not finite.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            tensor = file.get_tensor("adapter") if "adapter" in names else None
-    except (OSError, SafetensorError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise AdapterError(f"adapter file must be readable safetensors, got {path}: {error}") from error
-    if metadata.get("format") != _FORMAT or tensor is None or names != {"adapter"}:
-        raise AdapterError(f"adapter file must have format {_FORMAT}, got {metadata.get('format')!r} in {path}")
+    return parse_adapter(content, base_hash=base_hash, source=str(path))
+
+
+def parse_adapter(
+    content: bytes, *, base_hash: str | None = None, source: str = "memory"
+) -> tuple[AdapterSpec, Vector, int]:
+    """Read what ``dump_adapter`` returned; see ``load_adapter``. ``source`` names it in errors."""
+    try:
+        tensors, metadata = unpack(content)
+    except ValueError as error:
+        raise AdapterError(f"adapter file must be readable safetensors, got {source}: {error}") from error
+    if metadata.get("format") != _FORMAT or set(tensors) != {"adapter"}:
+        raise AdapterError(f"adapter file must have format {_FORMAT}, got {metadata.get('format')!r} in {source}")
     spec = AdapterSpec.from_json(metadata.get("spec", ""))
     if base_hash is not None and spec.base_hash != base_hash:
-        raise AdapterError(f"adapter must belong to base {base_hash[:12]}, got base {spec.base_hash[:12]} in {path}")
-    return spec, spec.check(tensor, what=f"adapter in {path}"), int(metadata.get("version", "0"))
+        raise AdapterError(f"adapter must belong to base {base_hash[:12]}, got base {spec.base_hash[:12]} in {source}")
+    vector = spec.check(tensors["adapter"], what=f"adapter in {source}")
+    return spec, vector, int(metadata.get("version", "0"))

@@ -23,12 +23,16 @@ class Update:
         base_hash: the base that it was trained on.
         event: the privacy event that was spent on it, as ``privacy.event_to_json`` writes it; empty where the server
             adds the noise.
+        ledger_seq: number of the device's ledger entry that charged it; a server refuses one that goes back.
+        ledger_head: MAC of that entry.
     """
 
     delta: Vector
     adapter_version: int
     base_hash: str
     event: str
+    ledger_seq: int
+    ledger_head: str
 
 
 def delta_of(spec: AdapterSpec, local: NDArray[np.float32], reference: Vector) -> NDArray[np.float32]:

@@ -7,13 +7,18 @@
     ├── BundleError                 a bundle is incomplete, altered or does not agree with eager
     ├── PrivacyError                a privacy rule would be broken
     │   └── BudgetExceededError     the next step would spend more than is allowed
-    └── FederationError             a round cannot go on
-        └── ReplyRejectedError      one node's reply is not admitted
+    ├── FederationError             a round cannot go on
+    │   └── ReplyRejectedError      one node's reply is not admitted
+    ├── StateError                  a state folder cannot be used, or its disk refuses
+    │   └── StateBusyError          another training holds it
+    └── NotEligibleError            the device's policy does not allow training now
 
 Every message names the thing, the rule and the value: ``clip_norm must be positive, got clip_norm=-1.0``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = [
     "OwnletError",
@@ -25,6 +30,9 @@ __all__ = [
     "BudgetExceededError",
     "FederationError",
     "ReplyRejectedError",
+    "StateError",
+    "StateBusyError",
+    "NotEligibleError",
     "require",
 ]
 
@@ -63,6 +71,22 @@ class FederationError(OwnletError):
 
 class ReplyRejectedError(FederationError):
     """One node's reply is not admitted; the message carries round, stage and node, never data."""
+
+
+class StateError(OwnletError):
+    """A folder of state cannot be used: damaged, made with another key, or on a disk that refuses."""
+
+
+class StateBusyError(StateError):
+    """Another training holds the folder, in this process or in another."""
+
+
+class NotEligibleError(OwnletError):
+    """The device's policy does not allow training now; ``reasons`` says why, one line each."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("training must wait: " + "; ".join(reasons))
+        self.reasons = tuple(reasons)
 
 
 def require(condition: bool, rule: str, **values: object) -> None:
