@@ -1,0 +1,485 @@
+"""The privacy ledger: what trainings on this device cost, written before they run, and the limit that it enforces.
+
+A charge is an INTENT that is on disk before the first step, and a COMMIT once the update that it paid for exists. A
+crash in between costs budget, never privacy: an intent without commit stays charged. The file is a chain of keyed
+hashes (``device.chain``); epsilon is always computed from the recorded events (``device.budget``), per unit, never
+added over units, and the budget never renews: the clock of an entry (``at``) counts only for the cap on participations.
+
+Every 32 entries a CHECKPOINT carries the totals so far. Opening reads the file backwards to the last one and verifies
+that and what follows, so it costs the same after ten entries and after ten thousand; ``verify_ledger`` reads it all.
+
+What it cannot see: a file that was cut back to a valid beginning while no process had it open. Therefore an update
+carries (seq, head), and a server refuses one that goes back. Without the app's key the chain shows damage, not forgery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from ownlet.device.budget import Budget, Limit, accountant, epsilon_of, find_limit, quick_bound, totals_of
+from ownlet.device.chain import Entry, append, canonical, locked, read_tail, signed_line, whole_end
+from ownlet.device.ledger_state import LedgerState, Unit, budget_to_plain, finite
+from ownlet.shared.config import Plan
+from ownlet.shared.errors import BudgetExceededError, PrivacyError, require
+
+__all__ = [
+    "CHECKPOINT_EVERY",
+    "LEDGER_FILE",
+    "Budget",
+    "Charge",
+    "Ledger",
+    "LedgerReport",
+    "Spent",
+    "read_ledger",
+    "verify_ledger",
+]
+
+LEDGER_FILE = "ledger.jsonl"
+CHECKPOINT_EVERY = 32
+_CHECKPOINT_MARK = b'"state":"checkpoint"'  # quotes inside strings are escaped, so only a checkpoint has this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """One training that is about to run.
+
+    Args:
+        unit: whose privacy it spends: ``window`` or ``user``.
+        event: its privacy event as ``privacy.event_to_json`` writes it.
+        base_hash: the base that is trained on.
+        adapter_version: the shared adapter that the update is relative to.
+        plan: the public numbers of the training.
+        round: the federated round that asked for it, if one did.
+    """
+
+    unit: Unit
+    event: str
+    base_hash: str
+    adapter_version: int
+    plan: Plan
+    round: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.unit in get_args(Unit), "unit must be window or user", unit=self.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What one unit has spent.
+
+    Args:
+        epsilon: of all its charges, at the budget's delta.
+        left: the budget's epsilon minus that; at least 0.
+        charges: how many.
+        uncommitted: how many of them have no commit; they are charged all the same.
+    """
+
+    epsilon: float
+    left: float
+    charges: int
+    uncommitted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerReport:
+    """What a ledger that verifies says.
+
+    Args:
+        entries: lines, budgets and checkpoints included.
+        charges: intents.
+        uncommitted: intents without commit.
+        head: the mac of the last line; with ``entries`` it names this very state.
+        torn_bytes: behind the last whole line; they never counted.
+        budget: the one in force.
+        spent: unit -> what it spent.
+        events: unit -> canonical JSON of a mechanism -> how often it ran.
+    """
+
+    entries: int
+    charges: int
+    uncommitted: int
+    head: str
+    torn_bytes: int
+    budget: Budget
+    spent: dict[str, Spent]
+    events: dict[str, dict[str, int]]
+
+
+class Ledger:
+    """One device's ledger; safe for several threads and several processes."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        budget: Budget | None = None,
+        key: bytes = b"",
+        may_start: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open a ledger, or start one.
+
+        Args:
+            path: the file; its folder must exist.
+            budget: the limit for each unit. One that differs from the recorded one is recorded as a new entry, so an
+                auditor sees it. None keeps the recorded one, or the defaults of ``Budget`` for a new ledger.
+            key: ``Keys.ledger``; empty without an app key.
+            may_start: whether a missing ledger may be started: only on a device that has trained nothing yet.
+            clock: seconds since 1970, for the entries.
+
+        Raises:
+            PrivacyError: the ledger is missing where it must not be, does not verify, or cannot be written.
+        """
+        self._path = path
+        self._key = key
+        self._clock = clock
+        self._thread = threading.RLock()
+        self._state = LedgerState()
+        self._file: tuple[int, int] | None = None  # device and inode
+        self._last = (0, b"")  # offset of the last line that was taken, and the line
+        with self._locked(create=may_start) as file:
+            recorded = self._state.budget
+            if recorded is None and not may_start:
+                raise self._missing()
+            self.budget = budget or recorded or Budget()
+            if recorded != self.budget:
+                self._append(file, {"budget": budget_to_plain(self.budget), "state": "budget"})
+
+    @property
+    def seq(self) -> int:
+        """The number of the last entry that this object has read or written."""
+        return self._state.seq
+
+    @property
+    def head(self) -> str:
+        """The mac of that entry; (seq, head) names the state of the ledger."""
+        return self._state.head
+
+    def charge(self, charge: Charge) -> int:
+        """Record an intent, on disk when this returns; only then may the training start.
+
+        Returns:
+            Its seq, for ``commit``.
+
+        Raises:
+            BudgetExceededError: it would exceed the budget; says what is spent and what is left. Nothing is written.
+            PrivacyError: the ledger does not verify, or the disk refused.
+        """
+        event, cost = _read_event(charge)
+        with self._locked() as file:
+            limit = self._require_fits(charge.unit, cost)
+            return self._append(
+                file,
+                {
+                    "adapter": charge.adapter_version,
+                    "base": charge.base_hash,
+                    "event": event,
+                    "plan": {name: finite(value) for name, value in asdict(charge.plan).items()},
+                    "round": charge.round,
+                    "state": "intent",
+                    "unit": charge.unit,
+                    **({"limit": asdict(limit)} if limit else {}),
+                },
+            )
+
+    def commit(self, seq: int, update_sha256: str) -> None:
+        """Record that the training of a charge ended with this update.
+
+        Args:
+            seq: what ``charge`` returned, in this process or an earlier one.
+            update_sha256: hash of what was trained.
+
+        Raises:
+            PrivacyError: no open charge has this seq, or the disk refused; then the update must not be released.
+        """
+        with self._locked() as file:
+            if seq not in self._state.open:
+                raise PrivacyError(f"seq must be of an open charge, got seq={seq!r}")
+            self._append(file, {"of": seq, "state": "commit", "update": update_sha256})
+
+    def is_open(self, seq: int) -> bool:
+        """Say whether the charge with this seq can still be committed.
+
+        Raises:
+            PrivacyError: the ledger does not verify.
+        """
+        with self._locked():
+            return seq in self._state.open
+
+    def would_exceed(self, charge: Charge) -> bool:
+        """Say whether ``charge`` would be refused for the budget.
+
+        Raises:
+            PrivacyError: the ledger does not verify.
+        """
+        cost = _read_event(charge)[1]
+        with self._locked():
+            return not self._fits(charge.unit, cost)[0]
+
+    def spent(self, unit: Unit) -> Spent:
+        """Return what a unit has spent; 0.1 to 0.3 s for the first time after a charge, and then at once.
+
+        Raises:
+            PrivacyError: the ledger does not verify.
+        """
+        with self._locked():
+            return _spent(self._state, unit, self.budget)
+
+    def events(self, unit: Unit, *, base_hash: str | None = None, adapter_version: int | None = None) -> list[str]:
+        """Return the events of a unit's charges, oldest first, uncommitted ones included; verifies the whole chain.
+
+        Args:
+            unit: whose.
+            base_hash: only those on this base.
+            adapter_version: only those relative to this shared adapter.
+
+        Raises:
+            PrivacyError: the ledger does not verify.
+        """
+        return [
+            canonical(entry["event"]).decode()
+            for entry in self.entries()
+            if entry["state"] == "intent"
+            and entry["unit"] == unit
+            and base_hash in (None, entry["base"])
+            and adapter_version in (None, entry["adapter"])
+        ]
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, oldest first; verifies the whole chain.
+
+        Raises:
+            PrivacyError: the ledger does not verify.
+        """
+        with self._locked() as file:
+            return _replay(self._path, os.pread(file, whole_end(file), 0), self._key)[1]
+
+    def participations_since(self, at: float) -> int:
+        """Return how many charges have a clock later than ``at``; it stops counting at 64.
+
+        A charge from the future, made before the clock was set back, counts too: setting the clock back never gives
+        more participations.
+
+        Raises:
+            PrivacyError: the ledger does not verify.
+        """
+        with self._locked():
+            return sum(then > at for then in self._state.times)
+
+    @contextlib.contextmanager
+    def _locked(self, *, create: bool = False) -> Iterator[int]:
+        """Hold the lock of threads and of processes, with everything read that others have appended."""
+        with self._thread:
+            try:
+                with locked(self._path, create=create) as file:
+                    self._catch_up(file)
+                    yield file
+            except FileNotFoundError as error:
+                raise self._missing() from error
+            except OSError as error:
+                raise PrivacyError(f"ledger must be readable and writable, got {error}") from error
+
+    def _catch_up(self, file: int) -> None:
+        status = os.fstat(file)
+        if self._file not in (None, (status.st_dev, status.st_ino)):
+            raise PrivacyError(f"ledger must stay the file it was, got another file at {self._path}")
+        end = whole_end(file)
+        start, line = self._last
+        if self._file is not None:
+            if os.pread(file, len(line), start) != line:
+                raise PrivacyError(f"ledger must only grow, got a changed or shorter file at {self._path}")
+            start += len(line)
+            data = os.pread(file, end - start, start)
+        else:
+            start, data = read_tail(file, end, _CHECKPOINT_MARK)
+        self._take(file, start, data)
+        self._file = (status.st_dev, status.st_ino)
+
+    def _take(self, file: int, start: int, data: bytes) -> None:
+        """Verify and add whole lines that stand at ``start``."""
+        for line in _lines(data):
+            try:
+                if start and not self._state.seq:
+                    self._state = LedgerState.at_checkpoint(line, self._key)
+                else:
+                    self._state.take(line, self._key)
+            except ValueError as error:
+                number = os.pread(file, start, 0).count(b"\n") + 1
+                raise _broken(self._path, number, error) from error
+            self._last = (start, line + b"\n")
+            start += len(line) + 1
+
+    def _append(self, file: int, entry: Entry) -> int:
+        """Append one entry, behind a checkpoint where one is due, and return its seq."""
+        end = self._last[0] + len(self._last[1])
+        lines, seq, prev = [], self._state.seq + 1, self._state.head
+        frame = {"at": round(self._clock(), 3), "versions": _versions()}
+        if self._state.seq - self._state.checkpoint >= CHECKPOINT_EVERY:
+            checkpoint = {**frame, "prev": prev, "seq": seq, "state": "checkpoint", "totals": self._state.to_plain()}
+            lines.append(signed_line(checkpoint, self._key))
+            seq, prev = seq + 1, json.loads(lines[0])["mac"]
+        lines.append(signed_line({**frame, **entry, "prev": prev, "seq": seq}, self._key))
+        append(file, end, b"".join(lines))
+        self._take(file, end, b"".join(lines))
+        return seq
+
+    def _fits(self, unit: Unit, cost: Counter[str]) -> tuple[bool, Limit | None]:
+        """Decide whether a cost fits, and return the limit that had to be found for it, if one had."""
+        if self._state.budget != self.budget:
+            raise PrivacyError(
+                f"budget must be {self.budget} as when the ledger was opened, got {self._state.budget} from another "
+                "process: open the ledger again"
+            )
+        state = self._state.units[unit]
+        known = state.limit
+        if known and known.accountant == accountant() and set(cost) <= {known.mechanism}:
+            return state.totals[known.mechanism] + cost[known.mechanism] <= known.count, None
+        after = state.totals + cost
+        bound = quick_bound(after, self.budget.dp_delta)
+        if bound <= self.budget.epsilon:
+            return True, None
+        if bound > max(100.0, 16 * self.budget.epsilon):
+            return False, None  # far beyond: PLD never was that much below, and would need much memory to say so
+        if epsilon_of(after, self.budget.dp_delta) > self.budget.epsilon:
+            return False, None
+        return True, find_limit(after, next(iter(cost)), self.budget) if len(cost) == 1 else None
+
+    def _require_fits(self, unit: Unit, cost: Counter[str]) -> Limit | None:
+        fits, limit = self._fits(unit, cost)
+        if not fits:
+            spent = _spent(self._state, unit, self.budget)
+            after = epsilon_of(self._state.units[unit].totals + cost, self.budget.dp_delta)
+            raise BudgetExceededError(
+                f"epsilon per {unit} must not exceed {self.budget.epsilon:g} at dp_delta={self.budget.dp_delta:g}, got "
+                f"{after:.4f}: {spent.epsilon:.4f} is spent in {spent.charges} charges, this one would add "
+                f"{after - spent.epsilon:.4f}, {spent.left:.4f} is left"
+            )
+        return limit
+
+    def _missing(self) -> PrivacyError:
+        return PrivacyError(
+            f"ledger must be present beside what was trained, got none at {self._path}: a missing ledger means that "
+            "the budget is exhausted, not that it is fresh"
+        )
+
+
+def verify_ledger(path: Path, key: bytes = b"") -> LedgerReport:
+    """Verify every line of a ledger, the totals of every checkpoint, and that no charge went past its budget.
+
+    Args:
+        path: the file; it is only read.
+        key: ``Keys.ledger``; empty without an app key.
+
+    Raises:
+        PrivacyError: it does not verify; names the line. Or it cannot be read.
+    """
+    data, torn_bytes = _read(path)
+    state, entries = _replay(path, data, key)
+    _check_budgets(path, entries)
+    return _report(state, torn_bytes)
+
+
+def read_ledger(path: Path, key: bytes | None = None) -> tuple[LedgerReport, list[Entry]]:
+    """Read a ledger to show it: its report and its entries, oldest first.
+
+    Args:
+        path: the file; it is only read.
+        key: None reads a chain without its key: order and totals are checked, macs are not.
+
+    Raises:
+        PrivacyError: a line cannot be read.
+    """
+    data, torn_bytes = _read(path)
+    state, entries = _replay(path, data, key)
+    return _report(state, torn_bytes), entries
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    try:
+        with locked(path, write=False) as file:
+            end = whole_end(file)
+            return os.pread(file, end, 0), os.fstat(file).st_size - end
+    except OSError as error:
+        raise PrivacyError(f"ledger must be readable, got {error}") from error
+
+
+def _replay(path: Path, data: bytes, key: bytes | None) -> tuple[LedgerState, list[Entry]]:
+    state, entries = LedgerState(), []
+    for number, line in enumerate(_lines(data), start=1):
+        try:
+            entries.append(state.take(line, key))
+        except ValueError as error:
+            raise _broken(path, number, error) from error
+    return state, entries
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return data.split(b"\n")[:-1]  # behind the last newline is nothing; splitlines would split at \r too
+
+
+def _check_budgets(path: Path, entries: list[Entry]) -> None:
+    """Check the last charge of each unit under each budget; epsilon only grows, so that covers the others."""
+    state = LedgerState()
+    charged: dict[str, int] = {}  # unit -> line of its last charge under the budget in force
+    for entry in [*entries, {"state": "budget"}]:
+        if entry["state"] == "budget" and state.budget is not None:
+            for unit, number in charged.items():
+                spent = epsilon_of(state.units[unit].totals, state.budget.dp_delta)
+                if spent > state.budget.epsilon * (1 + 1e-6):
+                    why = f"epsilon per {unit} is {spent:.4f} there, past the budget of {state.budget.epsilon:g}"
+                    raise _broken(path, number, why)
+            charged = {}
+        if entry["state"] == "intent":
+            charged[entry["unit"]] = entry["seq"]
+        if "seq" in entry:
+            state.take(canonical(entry), None)
+
+
+def _report(state: LedgerState, torn_bytes: int) -> LedgerReport:
+    budget = state.budget or Budget()
+    return LedgerReport(
+        entries=state.seq,
+        charges=sum(unit.charges for unit in state.units.values()),
+        uncommitted=sum(unit.uncommitted for unit in state.units.values()),
+        head=state.head,
+        torn_bytes=torn_bytes,
+        budget=budget,
+        spent={unit: _spent(state, unit, budget) for unit in get_args(Unit)},
+        events={name: dict(unit.totals) for name, unit in state.units.items()},
+    )
+
+
+def _spent(state: LedgerState, unit: Unit, budget: Budget) -> Spent:
+    of = state.units[unit]
+    epsilon = epsilon_of(of.totals, budget.dp_delta)
+    left = math.inf if budget.epsilon == math.inf else max(0.0, budget.epsilon - epsilon)
+    return Spent(epsilon=epsilon, left=left, charges=of.charges, uncommitted=of.uncommitted)
+
+
+def _read_event(charge: Charge) -> tuple[dict[str, Any], Counter[str]]:
+    try:
+        event = json.loads(charge.event)
+    except ValueError as error:
+        raise PrivacyError(f"privacy event must be JSON of an event, got {charge.event[:80]!r}") from error
+    return event, totals_of(event)
+
+
+def _broken(path: Path, number: int, why: object) -> PrivacyError:
+    return PrivacyError(f"ledger must verify, got line {number} of {path}: {why}")
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {"ownlet": importlib.metadata.version("ownlet")}
