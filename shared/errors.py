@@ -4,6 +4,7 @@
     ├── ConfigError (ValueError)    a setting breaks its rule
     ├── DataError                   an input file or event cannot be read
     ├── AdapterError                an adapter does not fit its base, or is damaged
+    ├── StoreError                  a store of versions cannot be written, or lacks an intact version
     ├── BundleError                 a bundle is incomplete, altered or does not agree with eager
     ├── PrivacyError                a privacy rule would be broken
     │   └── BudgetExceededError     the next step would spend more than is allowed
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "AdapterError",
+    "StoreError",
     "BundleError",
     "PrivacyError",
     "BudgetExceededError",
@@ -51,6 +53,10 @@ class DataError(OwnletError):
 
 class AdapterError(OwnletError):
     """An adapter does not fit its base, or is damaged."""
+
+
+class StoreError(OwnletError):
+    """A store of versions cannot be written, or does not have the version that was asked for, whole and unaltered."""
 
 
 class BundleError(OwnletError):
