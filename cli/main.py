@@ -17,12 +17,13 @@ from typer.core import TyperGroup
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
 from ownlet.cli.demo import demo
 from ownlet.cli.export import export
+from ownlet.cli.ledger import show, verify
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.simulate import simulate
 from ownlet.cli.store import store
 from ownlet.shared.errors import OwnletError
 
-__all__ = ["COMMANDS", "build_app", "main"]
+__all__ = ["COMMANDS", "GROUPS", "build_app", "main"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -30,7 +31,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "store": store,
     "simulate": simulate,
     "export": export,
+    "ledger show": show,
+    "ledger verify": verify,
 }
+"""Subcommand -> function; a name of two words is a command of a group."""
+
+GROUPS = {"ledger": "Show or verify what a device spent on privacy."}
+"""Group -> help."""
 
 
 class _Group(TyperGroup):
@@ -51,7 +58,8 @@ def build_app(commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
     """Return the application with these subcommands.
 
     Args:
-        commands: subcommand -> function; its signature and docstring become the options and the help.
+        commands: subcommand -> function; its signature and docstring become the options and the help. ``group name``
+            stands in a group, whose help is in ``GROUPS``.
     """
     app = typer.Typer(
         name="ownlet",
@@ -62,8 +70,13 @@ def build_app(commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for name, function in commands.items():
-        app.command(name)(function)
+    groups: dict[str, typer.Typer] = {}
+    for path, function in commands.items():
+        group, _, name = path.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = typer.Typer(help=GROUPS.get(group), no_args_is_help=True, rich_markup_mode=None)
+            app.add_typer(groups[group], name=group)
+        (groups[group] if group else app).command(name)(function)
     return app
 
 

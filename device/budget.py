@@ -25,6 +25,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -76,16 +77,20 @@ class Limit:
     accountant: str
 
 
-def totals_of(event: Mapping[str, Any]) -> Counter[str]:
-    """Count the mechanisms of an event, given as the plain form of ``privacy.event_to_json``.
+@functools.lru_cache(maxsize=256)
+def totals_of(event: str) -> Totals:
+    """Count the mechanisms of an event.
+
+    Args:
+        event: as ``privacy.event_to_json`` writes it.
 
     Raises:
         PrivacyError: not an event, or of a kind that the accountant cannot compose.
     """
     try:
-        return _count(event)
+        return MappingProxyType(_count(json.loads(event)))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise PrivacyError(f"privacy event must be one that ownlet records, got {str(event)[:80]}") from error
+        raise PrivacyError(f"privacy event must be one that ownlet records, got {event[:80]!r}") from error
 
 
 def _count(event: Mapping[str, Any]) -> Counter[str]:

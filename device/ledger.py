@@ -26,9 +26,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from ownlet.device.budget import Budget, Limit, accountant, epsilon_of, find_limit, quick_bound, totals_of
+from ownlet.device.budget import Budget, Limit, Totals, accountant, epsilon_of, find_limit, quick_bound, totals_of
 from ownlet.device.chain import Entry, append, canonical, locked, read_tail, signed_line, whole_end
 from ownlet.device.ledger_state import LedgerState, Unit, budget_to_plain, finite
 from ownlet.shared.config import Plan
@@ -177,7 +177,7 @@ class Ledger:
             BudgetExceededError: it would exceed the budget; says what is spent and what is left. Nothing is written.
             PrivacyError: the ledger does not verify, or the disk refused.
         """
-        event, cost = _read_event(charge)
+        cost = totals_of(charge.event)
         with self._locked() as file:
             limit = self._require_fits(charge.unit, cost)
             return self._append(
@@ -185,7 +185,7 @@ class Ledger:
                 {
                     "adapter": charge.adapter_version,
                     "base": charge.base_hash,
-                    "event": event,
+                    "event": json.loads(charge.event),
                     "plan": {name: finite(value) for name, value in asdict(charge.plan).items()},
                     "round": charge.round,
                     "state": "intent",
@@ -224,7 +224,7 @@ class Ledger:
         Raises:
             PrivacyError: the ledger does not verify.
         """
-        cost = _read_event(charge)[1]
+        cost = totals_of(charge.event)
         with self._locked():
             return not self._fits(charge.unit, cost)[0]
 
@@ -335,7 +335,7 @@ class Ledger:
         self._take(file, end, b"".join(lines))
         return seq
 
-    def _fits(self, unit: Unit, cost: Counter[str]) -> tuple[bool, Limit | None]:
+    def _fits(self, unit: Unit, cost: Totals) -> tuple[bool, Limit | None]:
         """Decide whether a cost fits, and return the limit that had to be found for it, if one had."""
         if self._state.budget != self.budget:
             raise PrivacyError(
@@ -345,8 +345,8 @@ class Ledger:
         state = self._state.units[unit]
         known = state.limit
         if known and known.accountant == accountant() and set(cost) <= {known.mechanism}:
-            return state.totals[known.mechanism] + cost[known.mechanism] <= known.count, None
-        after = state.totals + cost
+            return state.totals[known.mechanism] + cost.get(known.mechanism, 0) <= known.count, None
+        after = state.totals + Counter(cost)
         bound = quick_bound(after, self.budget.dp_delta)
         if bound <= self.budget.epsilon:
             return True, None
@@ -354,13 +354,15 @@ class Ledger:
             return False, None  # far beyond: PLD never was that much below, and would need much memory to say so
         if epsilon_of(after, self.budget.dp_delta) > self.budget.epsilon:
             return False, None
-        return True, find_limit(after, next(iter(cost)), self.budget) if len(cost) == 1 else None
+        if state.recent is None or set(cost) != {state.recent}:  # a limit would not outlive charges that take turns
+            return True, None
+        return True, find_limit(after, state.recent, self.budget)
 
-    def _require_fits(self, unit: Unit, cost: Counter[str]) -> Limit | None:
+    def _require_fits(self, unit: Unit, cost: Totals) -> Limit | None:
         fits, limit = self._fits(unit, cost)
         if not fits:
             spent = _spent(self._state, unit, self.budget)
-            after = epsilon_of(self._state.units[unit].totals + cost, self.budget.dp_delta)
+            after = epsilon_of(self._state.units[unit].totals + Counter(cost), self.budget.dp_delta)
             raise BudgetExceededError(
                 f"epsilon per {unit} must not exceed {self.budget.epsilon:g} at dp_delta={self.budget.dp_delta:g}, got "
                 f"{after:.4f}: {spent.epsilon:.4f} is spent in {spent.charges} charges, this one would add "
@@ -466,14 +468,6 @@ def _spent(state: LedgerState, unit: Unit, budget: Budget) -> Spent:
     epsilon = epsilon_of(of.totals, budget.dp_delta)
     left = math.inf if budget.epsilon == math.inf else max(0.0, budget.epsilon - epsilon)
     return Spent(epsilon=epsilon, left=left, charges=of.charges, uncommitted=of.uncommitted)
-
-
-def _read_event(charge: Charge) -> tuple[dict[str, Any], Counter[str]]:
-    try:
-        event = json.loads(charge.event)
-    except ValueError as error:
-        raise PrivacyError(f"privacy event must be JSON of an event, got {charge.event[:80]!r}") from error
-    return event, totals_of(event)
 
 
 def _broken(path: Path, number: int, why: object) -> PrivacyError:

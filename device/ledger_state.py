@@ -6,14 +6,13 @@ So the state after opening at a checkpoint and the state after reading every lin
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ownlet.device.budget import Budget, Limit, totals_of
-from ownlet.device.chain import Entry, parse_line
+from ownlet.device.chain import Entry, canonical, parse_line
 from ownlet.shared.errors import ConfigError, PrivacyError
 
 __all__ = ["OPEN_KEPT", "TIMES_KEPT", "LedgerState", "Unit", "UnitState", "budget_to_plain", "finite"]
@@ -32,6 +31,7 @@ class UnitState:
     uncommitted: int = 0
     totals: Counter[str] = field(default_factory=Counter)
     limit: Limit | None = None
+    recent: str | None = None  # the mechanism of the last charge, if it had just one
 
 
 @dataclass(kw_only=True)
@@ -91,6 +91,7 @@ class LedgerState:
                 name: {
                     "charges": unit.charges,
                     "limit": None if unit.limit is None else asdict(unit.limit),
+                    "recent": unit.recent,
                     "totals": dict(unit.totals),
                     "uncommitted": unit.uncommitted,
                 }
@@ -111,14 +112,14 @@ class LedgerState:
                     raise PrivacyError(f"commit must be of an open charge, got of={entry['of']!r}")
                 self.units[self.open.pop(entry["of"])].uncommitted -= 1
             case "checkpoint":
-                if json.dumps(entry["totals"], sort_keys=True) != json.dumps(self.to_plain(), sort_keys=True):
+                if canonical(entry["totals"]) != canonical(self.to_plain()):
                     raise PrivacyError("totals of a checkpoint must agree with the entries before it, got others")
                 self.checkpoint = entry["seq"]
             case other:
                 raise PrivacyError(f"state must be budget, intent, commit or checkpoint, got {other!r}")
 
     def _add_intent(self, entry: Entry) -> None:
-        cost, at = totals_of(entry["event"]), float(entry["at"])
+        cost, at = totals_of(canonical(entry["event"]).decode()), float(entry["at"])
         limit = Limit(**entry["limit"]) if "limit" in entry else None
         unit = self.units[entry["unit"]]
         unit.charges += 1
@@ -126,6 +127,7 @@ class LedgerState:
         unit.totals.update(cost)
         if limit is not None or (unit.limit is not None and set(cost) - {unit.limit.mechanism}):
             unit.limit = limit  # a limit holds only as long as the other totals stay
+        unit.recent = next(iter(cost)) if len(cost) == 1 else None
         self.open[entry["seq"]] = entry["unit"]
         if len(self.open) > OPEN_KEPT:
             del self.open[next(iter(self.open))]
@@ -158,6 +160,7 @@ def _from_plain(plain: dict[str, Any]) -> LedgerState:
                 uncommitted=unit["uncommitted"],
                 totals=Counter(unit["totals"]),
                 limit=None if unit["limit"] is None else Limit(**unit["limit"]),
+                recent=unit["recent"],
             )
             for name, unit in plain["units"].items()
         },

@@ -3,7 +3,7 @@ import importlib.metadata
 import pytest
 from typer.testing import CliRunner, Result
 
-from ownlet.cli.main import COMMANDS, build_app
+from ownlet.cli.main import COMMANDS, GROUPS, build_app
 from ownlet.shared.errors import BudgetExceededError, DataError
 
 
@@ -77,6 +77,20 @@ def test_a_call_that_cannot_be_understood_exits_with_2(arguments: tuple[str, ...
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_registered_subcommand_explains_itself(name: str):
-    result = CliRunner().invoke(build_app(COMMANDS), [name, "--help"])
+    result = CliRunner().invoke(build_app(COMMANDS), [*name.split(), "--help"])
     assert result.exit_code == 0
     assert (COMMANDS[name].__doc__ or "").strip().split("\n")[0].rstrip(".") in " ".join(result.stdout.split())
+
+
+def test_a_name_of_two_words_is_a_command_of_a_group():
+    app = build_app({"greet": greet, "people greet": greet, "people refuse": refuse})
+    assert CliRunner().invoke(app, ["people", "greet", "--name", "you"]).stdout == "hello you\n"
+    assert CliRunner().invoke(app, ["people", "refuse"]).exit_code == 2
+    assert "Fail on purpose." in CliRunner().invoke(app, ["people", "--help"]).stdout
+    assert "refuse" not in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_every_group_explains_itself():
+    told = CliRunner().invoke(build_app(COMMANDS), ["--help"]).stdout
+    assert {name.partition(" ")[0] for name in COMMANDS if " " in name} == set(GROUPS)
+    assert all(line in told for line in GROUPS.values())
