@@ -19,7 +19,7 @@ __all__ = ["OPEN_KEPT", "TIMES_KEPT", "LedgerState", "Unit", "UnitState", "budge
 
 Unit = Literal["window", "user"]
 
-OPEN_KEPT = 256  # intents that can still be committed; older ones stay charged and count as uncommitted
+OPEN_KEPT = 64  # intents that can still be committed; older ones stay charged and count as uncommitted
 TIMES_KEPT = 64  # latest charges whose time a checkpoint keeps, for a participation cap
 
 

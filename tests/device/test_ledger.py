@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ownlet.device.ledger import CHECKPOINT_EVERY, Budget, Charge, Ledger, read_ledger, verify_ledger
+from ownlet.device.ledger_state import OPEN_KEPT
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import BudgetExceededError, ConfigError, PrivacyError
 from ownlet.shared.privacy import (
@@ -271,6 +272,17 @@ def test_a_charge_is_committed_once_also_by_a_later_process(path: Path):
     for wrong in (seq, seq + 1, 0):
         with pytest.raises(PrivacyError, match="seq must be of an open charge"):
             ledger.commit(wrong, SHA)
+
+
+def test_an_intent_left_open_long_ago_cannot_be_committed_any_more_and_stays_charged(path: Path):
+    ledger = Ledger(path, budget=WIDE)
+    charges = [ledger.charge(charge()) for _ in range(OPEN_KEPT + 1)]
+    with pytest.raises(PrivacyError, match="seq must be of an open charge"):
+        ledger.commit(charges[0], SHA)
+    ledger.commit(charges[1], SHA)
+    report = verify_ledger(path)
+    assert (report.charges, report.uncommitted) == (OPEN_KEPT + 1, OPEN_KEPT)
+    assert Ledger(path).spent("window") == report.spent["window"]
 
 
 def test_events_can_be_asked_for_one_base_and_adapter(path: Path):
