@@ -11,8 +11,9 @@ The unit protected is one window, under add-or-remove neighbours and Poisson sam
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import PrivacyError, require
-from ownlet.shared.lora import LoRALinear
+from ownlet.shared.interactions import pad_histories
+from ownlet.shared.lora import LoRALinear, applied
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
@@ -73,7 +75,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]
 
 
 class OpacusEngine:
-    """Trains with Opacus on a copy of the model; implements ``device.train.Engine``."""
+    """Trains with Opacus on a copy of the model, scores with eager PyTorch; a ``device.train.LocalEngine``."""
 
     def __init__(self, model: SASRec, spec: AdapterSpec) -> None:
         """Copy the model and wrap it, once for all users.
@@ -90,6 +92,7 @@ class OpacusEngine:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise PrivacyError(f"base must not have batch normalisation, got layer {name!r}")
         self._spec, self._num_items = spec, model.num_items
+        self._eager, self._mutex = copy.deepcopy(model).eval().requires_grad_(False), threading.Lock()
         wrapped = copy.deepcopy(model).eval().requires_grad_(False)
         self._pairs: dict[str, _LoRAPair] = {}
         for layer in spec.layers:
@@ -120,8 +123,12 @@ class OpacusEngine:
         """Train one adapter per user, each starting from ``vector``; see ``device.train.Engine``."""
         return train_each(self._train_user, self._spec, vector, users, plan, noises)
 
-    def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
-        self._load(start)
+    def check_plan(self, plan: Plan) -> None:
+        """Accept every plan."""
+
+    def steps(self, vector: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Iterator[Vector]:
+        """Train one adapter and yield it after each step; one training at a time. See ``device.train.LocalEngine``."""
+        self._load(self._spec.check(vector))
         parameters = self._trained_parameters()
         optimizer = _SourcedOptimizer(torch.optim.SGD(parameters, lr=plan.learning_rate), plan, noise)
         for _ in range(plan.steps):
@@ -136,8 +143,35 @@ class OpacusEngine:
                 for p in parameters:
                     p.grad_sample = torch.zeros(0, *p.shape)
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return self._spec.check(self._store(), what="trained adapter")
+            optimizer.zero_grad(set_to_none=True)
+            yield self._spec.check(self._store(), what="trained adapter")
+
+    def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Score every item as the next one, (num_items + 1,)."""
+        kept = history[-self._eager.config.max_length :]
+        row, lengths = pad_histories([kept], self._eager.config.max_length)
+        with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
+            scores = self._eager.score_last(torch.from_numpy(row), torch.from_numpy(lengths))
+        return scores[0].numpy()  # type: ignore[no-any-return]
+
+    def recommend(
+        self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return all items that are not barred, best first, and their scores."""
+        scores = self.score(vector, history)
+        allowed = np.flatnonzero(~barred[1:]) + 1
+        best = allowed[np.argsort(-scores[allowed], kind="stable")]
+        return best, scores[best]
+
+    def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
+        """Return the loss of every window, (num_windows,)."""
+        rows = [torch.from_numpy(array) for array in (windows.history, windows.target, windows.valid)]
+        with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
+            losses: NDArray[np.float32] = softmax_loss(self._eager(rows[0]), rows[1], rows[2]).numpy()
+        return losses
+
+    def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
+        return list(self.steps(start, windows, plan, noise))[-1]
 
     def _backward(self, windows: Windows, negatives: NDArray[np.int64] | None) -> None:
         scores = self._model(torch.from_numpy(windows.history))

@@ -67,7 +67,7 @@ class Conditions(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """When training is allowed. The default demands nothing of the device, and one new event.
+    """When training is allowed. The default demands nothing.
 
     Args:
         charging: demanded.
@@ -89,7 +89,7 @@ class Policy:
     max_temperature_celsius: float | None = None
     min_free_bytes: int = 0
     quiet_hours: tuple[int, int] | None = None
-    min_new_events: int = 1
+    min_new_events: int = 0
     max_participations_per_day: int | None = None
 
     def __post_init__(self) -> None:

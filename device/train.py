@@ -55,6 +55,10 @@ class Engine(Protocol):
 class LocalEngine(Engine, Protocol):
     """An engine that also serves: all that one device needs. Safe to call from several threads."""
 
+    def check_plan(self, plan: Plan) -> None:
+        """Raise ConfigError where the engine cannot run the plan: asked before anything is charged."""
+        ...
+
     def steps(self, vector: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Iterator[Vector]:
         """Train one adapter and yield it after each of the plan's steps, so that a training can stop in between.
 

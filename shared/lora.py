@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ownlet.shared.adapter import AdapterSpec, LayerShape, hash_state
 from ownlet.shared.config import AdapterConfig
-from ownlet.shared.errors import ConfigError, require
+from ownlet.shared.errors import AdapterError, ConfigError, require
 
-__all__ = ["LoRALinear", "applied", "attach", "attach_adapter"]
+__all__ = ["LoRALinear", "applied", "attach", "attach_adapter", "attach_spec"]
 
 LayerWeights = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -106,6 +106,25 @@ def attach_adapter(model: nn.Module, config: AdapterConfig) -> AdapterSpec:
         base_hash=hash_state(model.state_dict()),
         train_a=config.train_a,
     )
+
+
+def attach_spec(model: nn.Module, spec: AdapterSpec) -> None:
+    """Attach the layers of an adapter that exists already. See ``attach``.
+
+    Raises:
+        ConfigError: the model lacks one of its layers.
+        AdapterError: a layer has another shape than the adapter's.
+    """
+    found = attach(
+        model,
+        target_modules=[layer.name for layer in spec.layers],
+        rank=spec.rank,
+        alpha=spec.alpha,
+        base_hash=spec.base_hash,
+        train_a=spec.train_a,
+    )
+    if found != spec:
+        raise AdapterError(f"adapter must fit the layers of the base, got {spec.layers} for {found.layers}")
 
 
 def _matches(name: str, target: str) -> bool:

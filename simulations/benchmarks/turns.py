@@ -10,7 +10,12 @@ __all__ = ["take_turns"]
 
 
 def take_turns(
-    first: Callable[[], object], second: Callable[[], object], *, repeats: int, warmup: int
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    repeats: int,
+    warmup: int,
+    before: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
     """Return the median seconds of each.
 
@@ -19,9 +24,11 @@ def take_turns(
         second: called after it.
         repeats: timed turns.
         warmup: turns before them that are not timed.
+        before: called before every turn, not timed.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(warmup + repeats):
+        before()
         for call, kept in zip((first, second), times, strict=True):
             start = time.perf_counter()
             call()

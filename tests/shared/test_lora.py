@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from ownlet.shared.adapter import hash_state
-from ownlet.shared.errors import ConfigError
-from ownlet.shared.lora import applied, attach
+from ownlet.shared.errors import AdapterError, ConfigError
+from ownlet.shared.lora import LoRALinear, applied, attach, attach_spec
 
 
 def small_model():
@@ -71,3 +73,14 @@ def test_applying_to_a_layer_that_was_not_attached_is_refused():
     model = small_model()
     with pytest.raises(ConfigError, match="attached"), applied(model, {"0": (torch.zeros(2, 6), torch.zeros(8, 2))}):
         pass
+
+
+def test_the_layers_of_an_existing_adapter_attach_and_others_are_refused():
+    _, spec = attached(target_modules=("0",))
+    model = small_model()
+    attach_spec(model, spec)
+    assert isinstance(model[0], LoRALinear)
+    assert not isinstance(model[2], LoRALinear)
+    wider = replace(spec, layers=(replace(spec.layers[0], out_features=99),))
+    with pytest.raises(AdapterError, match="must fit the layers of the base"):
+        attach_spec(small_model(), wider)
