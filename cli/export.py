@@ -27,9 +27,18 @@ def export(
         Path | None, typer.Option(help="The adapter.safetensors of a run. Default: one that changes nothing.")
     ] = None,
     window_length: Annotated[int, typer.Option(min=2, help="Events in a window of the training step.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Windows in one call of the training step.")] = 4,
-    top_k: Annotated[int, typer.Option(min=1, help="The most recommendations that the program returns.")] = 100,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Windows in one call of each variant of the training step, such as 1,4,16, the default."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="The most recommendations in one answer.")] = 100,
+    capacity: Annotated[
+        int | None, typer.Option(help="Items that the catalogue may grow to. Default: twice as many as now.")
+    ] = None,
     backend: Annotated[BackendChoice, typer.Option(help="Kernels.")] = BackendChoice.xnnpack,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Also write the base's weights, for devices that train with PyTorch.")
+    ] = False,
 ) -> None:
     """Write base and adapter as an ExecuTorch bundle, and verify every method against PyTorch before it appears."""
     from rich.console import Console
@@ -37,7 +46,7 @@ def export(
     from ownlet.export.bundle import write_bundle
     from ownlet.shared.adapter import hash_state, initial_adapter, load_adapter
     from ownlet.shared.config import AdapterConfig, WindowConfig
-    from ownlet.shared.lora import attach, attach_adapter
+    from ownlet.shared.lora import attach_adapter, attach_spec
     from ownlet.simulations.pretrain import load_base, load_catalogue
 
     model = load_base(base)
@@ -47,10 +56,7 @@ def export(
         vector, version = initial_adapter(spec, seed=0), 0
     else:
         spec, vector, version = load_adapter(adapter, base_hash=base_hash)
-        targets = [layer.name for layer in spec.layers]
-        attach(
-            model, target_modules=targets, rank=spec.rank, alpha=spec.alpha, base_hash=base_hash, train_a=spec.train_a
-        )
+        attach_spec(model, spec)
     console = Console()
     with console.status("lowering and verifying"):
         manifest = write_bundle(
@@ -61,9 +67,20 @@ def export(
             version=version,
             items=load_catalogue(base),
             windows=WindowConfig(window_length=window_length),
-            batch=batch,
-            top_k=min(top_k, model.num_items),
+            batches=None if batches is None else _numbers(batches),
+            top_k=top_k,
+            capacity=capacity,
             backend=backend.value,
+            with_base=with_base,
         )
     for name, file in manifest.files.items():
         console.print(f"{out / name}: {file.size_bytes:,} bytes", highlight=False, soft_wrap=True)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from ownlet.shared.errors import ConfigError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"batches must be numbers with commas between, got {text!r}") from None

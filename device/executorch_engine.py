@@ -1,13 +1,18 @@
-"""Local training with the ``.pte`` step: no autograd, no PyTorch module, the base only inside the program.
+"""Local training and scoring with the ``.pte`` program: no autograd, no PyTorch module.
 
-The program's batch is static, a Poisson batch is not. The step is linear in the gradient sum, so a larger batch is
-several calls from the same vector whose changes add up, the noise in the first only; rows that are left over are
-padding with ``valid`` 0 and contribute nothing. An empty batch is one call of padding: its noise is added all the same.
+The program's batches are static, a Poisson batch is not. The step is linear in the gradient sum, so a batch is cut into
+calls of the variants that the program has, all from the same vector; their changes add up, the noise goes into the
+first only. Rows that are left over are padding with ``valid`` 0 and contribute nothing. An empty batch is one call of
+padding: its noise is added all the same.
+
+The item table is mapped from the bundle and handed to every call, which reads it where it lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,50 +21,92 @@ from numpy.typing import NDArray
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter
 from ownlet.shared.config import Plan
-from ownlet.shared.errors import require
-from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, Manifest, read_manifest
+from ownlet.shared.errors import BundleError, DataError, require
+from ownlet.shared.item_table import Columns, open_item_table
+from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, Manifest, read_manifest
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.program import Program
 from ownlet.shared.windows import Windows
 
-__all__ = ["ExecutorchEngine"]
+__all__ = ["ExecutorchEngine", "best_items", "split_batch"]
+
+_CALL_COST = 1.0  # what a call of ``step`` costs beside its windows, in windows (docs/decisions.md, "Device program")
+_BLOCK = 64  # scores whose largest stands for them all when the best are looked for
 
 
 class ExecutorchEngine:
-    """Runs the methods of a bundle's program; implements ``device.train.Engine``."""
+    """Runs the methods of a bundle's program; implements ``device.train.LocalEngine``.
 
-    def __init__(self, program: Program, spec: AdapterSpec, manifest: Manifest) -> None:
+    Safe to use from several threads: each call of the program has it for itself, so a recommendation waits for one
+    step of a training at the most.
+    """
+
+    def __init__(self, program: Program, spec: AdapterSpec, manifest: Manifest, columns: Columns) -> None:
         """Take a loaded program.
 
         Args:
             program: the bundle's program.
             spec: what its flat vector means.
             manifest: the static sizes.
+            columns: (d, num_items) the item table.
+
+        Raises:
+            BundleError: a table of another size than the manifest's.
         """
-        self._program, self._spec, self._manifest = program, spec, manifest
+        self._program, self._spec, self._manifest, self._columns = program, spec, manifest, columns
+        self._calling = threading.Lock()
+        if columns.shape[1] != manifest.num_items:
+            raise BundleError(f"items must be {manifest.num_items}, the catalogue, got {columns.shape[1]} in the table")
 
     @classmethod
     def open(cls, bundle: Path) -> ExecutorchEngine:
         """Load the program of a bundle, once its files have been checked.
 
         Raises:
-            BundleError: the bundle is incomplete, altered or too new.
+            BundleError: the bundle is incomplete, altered or of another format.
             AdapterError: its adapter does not belong to its base.
         """
         manifest = read_manifest(bundle)
         spec, _, _ = load_adapter(bundle / ADAPTER_FILE, base_hash=manifest.base_hash)
-        return cls(Program(bundle / PROGRAM_FILE), spec, manifest)
+        return cls.of_bundle(bundle, manifest, spec)
+
+    @classmethod
+    def of_bundle(cls, bundle: Path, manifest: Manifest, spec: AdapterSpec) -> ExecutorchEngine:
+        """Load the program of a bundle whose manifest and adapter were read already.
+
+        Raises:
+            BundleError: the program or the item table cannot be used.
+        """
+        return cls(Program(bundle / PROGRAM_FILE), spec, manifest, open_item_table(bundle / TABLE_FILE))
 
     @property
     def spec(self) -> AdapterSpec:
         """The adapter that this engine trains."""
         return self._spec
 
+    def check_plan(self, plan: Plan) -> None:
+        """Raise ConfigError where the program cannot run the plan: its softmax is over the whole catalogue."""
+        require(
+            plan.num_negatives == 0, "num_negatives must be 0 in a bundle's program", num_negatives=plan.num_negatives
+        )
+
     def train(
         self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
     ) -> NDArray[np.float32]:
         """Train one adapter per user, each starting from ``vector``; see ``device.train.Engine``."""
         return train_each(self._train_user, self._spec, vector, users, plan, noises)
+
+    def steps(self, vector: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Iterator[Vector]:
+        """Train one adapter and yield it after each of the plan's steps; see ``device.train.LocalEngine``."""
+        self.check_plan(plan)
+        self._check_items(windows.history, windows.target)
+        current, rate = self._spec.check(vector), plan.learning_rate / plan.expected_batch
+        for _ in range(plan.steps):
+            chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
+            drawn = noise.gaussian(self._spec.num_trainable, plan.noise_std)
+            stepped = self._step(current, windows, chosen, drawn, plan.clip_norm, rate)
+            current = self._spec.check(stepped, what="trained adapter")
+            yield current
 
     def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score every item as the next one.
@@ -70,46 +117,48 @@ class ExecutorchEngine:
 
         Returns:
             (num_items + 1,); number 0 is padding and means nothing.
+
+        Raises:
+            DataError: a number that is no item.
         """
-        (scores,) = self._program.run("score", self._spec.check(vector), *self._row(history))
-        return scores
+        return np.concatenate([np.zeros(1, np.float32), self._scores(vector, history)])
 
     def recommend(
-        self, vector: Vector, history: NDArray[np.int64], seen: NDArray[np.int64] | None = None
+        self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best unseen items.
+        """Return the best items that are not barred.
 
         Args:
             vector: (P,) the adapter.
             history: (num_events,) item numbers in time order.
-            seen: item numbers that are not to be recommended; by default the whole history.
+            barred: (num_items + 1,) marks items that are not to be recommended; by default the whole history.
 
         Returns:
-            items and scores, best first, at most ``top_k`` of them; fewer where fewer are unseen.
+            items and scores, best first, at most ``top_k`` of them; the lower number first where scores are equal.
+
+        Raises:
+            DataError: a number that is no item.
         """
-        mask = np.zeros(self._manifest.num_items + 1, np.bool_)
-        mask[history if seen is None else seen] = True
-        items, scores = self._program.run("recommend", self._spec.check(vector), *self._row(history), mask)
-        unseen = np.isfinite(scores)
-        return items[unseen], scores[unseen]
+        scores = self._scores(vector, history)
+        if barred is None:
+            scores[history - 1] = -np.inf
+        else:
+            scores[barred[1:]] = -np.inf
+        best = best_items(scores, self._manifest.top_k)
+        return best + 1, scores[best]
 
     def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
         """Return the loss of every window, (num_windows,)."""
-        everyone = np.arange(len(windows))
-        losses = [self._program.run("loss", vector, *self._rows(windows, part))[0][: len(part)]
-                  for part in self._parts(everyone)]  # fmt: skip
-        return np.concatenate(losses)[: len(windows)]
+        self._check_items(windows.history, windows.target)
+        batch, losses = self._manifest.batches[0], np.zeros(len(windows), np.float32)
+        for at in range(0, len(windows), batch):
+            part = np.arange(at, min(at + batch, len(windows)))
+            losses[part] = self._run("loss", vector, *self._rows(windows, part, batch))[0][: len(part)]
+        return losses
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
-        require(
-            plan.num_negatives == 0, "num_negatives must be 0 in a bundle's program", num_negatives=plan.num_negatives
-        )
-        vector, rate = start, plan.learning_rate / plan.expected_batch
-        for _ in range(plan.steps):
-            chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
-            drawn = noise.gaussian(self._spec.num_trainable, plan.noise_std)
-            vector = self._step(vector, windows, chosen, drawn, plan.clip_norm, rate)
-        return self._spec.check(vector, what="trained adapter")
+        *_, last = self.steps(start, windows, plan, noise)
+        return last
 
     def _step(
         self,
@@ -120,35 +169,91 @@ class ExecutorchEngine:
         clip: float,
         rate: float,
     ) -> Vector:
-        stepped: Vector = vector
-        for part in self._parts(chosen):
-            rows = self._rows(windows, part)
-            result, _, _ = self._program.run("step", vector, *rows, noise, float(clip), float(rate))
-            stepped = result if stepped is vector else np.add(stepped, result - vector, dtype=np.float32)
-            noise = np.zeros_like(noise)  # in the first call only
+        stepped, at = vector, 0
+        for batch in split_batch(len(chosen), self._manifest.batches):
+            rows = self._rows(windows, chosen[at : at + batch], batch)
+            result, _ = self._run(f"step_{batch}", vector, *rows, noise, float(clip), float(rate))
+            stepped = result if at == 0 else np.add(stepped, result - vector, dtype=np.float32)
+            noise, at = np.zeros_like(noise), at + batch  # noise in the first call only
         return stepped
 
-    def _parts(self, chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Cut window numbers into parts that fit one call; at least one part, which may be empty."""
-        size = self._manifest.batch
-        return [chosen[at : at + size] for at in range(0, max(1, len(chosen)), size)]
+    def _scores(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return scores (num_items,); place i - 1 belongs to item i. An empty history is one padding event."""
+        self._check_items(history, lowest=1)
+        kept = history[-self._manifest.max_length :]
+        row = np.zeros((1, self._manifest.max_length), np.int64)
+        row[0, : len(kept)] = kept
+        length = np.array([max(1, len(kept))], np.int64)
+        (scores,) = self._run("score", self._spec.check(vector), row, length)
+        first: NDArray[np.float32] = scores[0]
+        return first
+
+    def _run(self, method: str, vector: Vector, *rest: NDArray[np.generic] | float) -> tuple[NDArray[np.float32], ...]:
+        with self._calling:
+            return self._program.run(method, vector, self._columns, *rest)
 
     def _rows(
-        self, windows: Windows, part: NDArray[np.int64]
+        self, windows: Windows, part: NDArray[np.int64], batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Return (history, target, valid), each (batch, row_length), of at most ``batch`` windows."""
         length, given = self._manifest.windows.row_length, windows.history.shape[1]
         require(given <= length, f"windows must have at most {length} positions for this bundle", row_length=given)
-        shape = (self._manifest.batch, length)
+        shape, n = (batch, length), len(part)
         history, target, valid = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-        n = len(part)
         history[:n, :given], target[:n, :given] = windows.history[part], windows.target[part]
         valid[:n, :given] = windows.valid[part]
         return history, target, valid
 
-    def _row(self, events: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (history (1, max_length), length (1,)) with padding behind; an empty history is one padding event."""
-        kept = events[-self._manifest.max_length :]
-        history = np.zeros((1, self._manifest.max_length), np.int64)
-        history[0, : len(kept)] = kept
-        return history, np.array([max(1, len(kept))], np.int64)
+    def _check_items(self, *numbers: NDArray[np.int64], lowest: int = 0) -> None:
+        """Raise DataError unless all are item numbers, or padding where ``lowest`` is 0: the program would read on."""
+        highest = self._manifest.num_items
+        for array in numbers:
+            if array.size and not (lowest <= array.min() and array.max() <= highest):
+                wrong = array[(array < lowest) | (array > highest)][0]
+                raise DataError(f"item must be a number from {lowest} to {highest}, got item={wrong}")
+
+
+@lru_cache(maxsize=1024)
+def split_batch(size: int, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the variants to call for a batch: those that take the least time together, at least one.
+
+    Args:
+        size: windows in the batch.
+        batches: windows that each variant takes, rising.
+    """
+    largest = batches[-1]
+    whole, rest = divmod(size, largest)
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # by number of windows still to place
+    for windows in range(1, rest + 1):
+        options = ((batch, best[max(0, windows - batch)]) for batch in batches)
+        best.append(min((_CALL_COST + batch + cost, (batch, *calls)) for batch, (cost, calls) in options))
+    calls = (largest,) * whole + tuple(sorted(best[rest][1], reverse=True))
+    return calls or batches[:1]
+
+
+def best_items(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the places of the best scores, best first, without those of minus infinity.
+
+    Exact, and fast on large catalogues: the best ``count`` scores lie in the ``count`` blocks with the largest maxima,
+    so only those blocks are sorted.
+
+    Args:
+        scores: (num_items,).
+        count: how many places at the most.
+    """
+    places = np.arange(len(scores))
+    blocks = len(scores) // _BLOCK
+    if blocks > 2 * count:
+        heads = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK)
+        largest = heads.max(axis=1)
+        bar = np.partition(largest, blocks - count)[blocks - count]  # the count-th largest maximum
+        within = np.flatnonzero(largest >= bar)  # every block that can hold one of the best, ties included
+        tail = places[blocks * _BLOCK :]
+        places = np.concatenate([places[: blocks * _BLOCK].reshape(blocks, _BLOCK)[within].ravel(), tail])
+    kept = scores[places]
+    if len(kept) > count:
+        bar = np.partition(kept, len(kept) - count)[len(kept) - count]
+        places, kept = places[kept >= bar], kept[kept >= bar]
+    finite = kept > -np.inf
+    places, kept = places[finite], kept[finite]
+    return places[np.argsort(-kept, kind="stable")][:count]

@@ -1,43 +1,68 @@
 """The device's front door: record what a user does, recommend, train on the spot, and hand out a private update.
 
-Runs from a bundle alone. Everything personal (events, adapter, charges) stays in one folder of the app's choosing.
+Runs from a bundle alone. Everything personal (events, adapters, ledger) stays in one folder of the app's choosing, and
+everything that changes it survives a kill at any instant: ``device/state.py`` lists the files.
 
-    with Personalizer.open(bundle, state) as personalizer:
-        personalizer.record("tt0111161", timestamp=1_700_000_000)
-        personalizer.train()
-        best = personalizer.recommend(10)
+    >>> with Personalizer.open(bundle, state) as personalizer:
+    ...     for second, item in enumerate(["item-3", "item-1", "item-4", "item-1", "item-5"]):
+    ...         personalizer.record(item, timestamp=1_700_000_000 + second)
+    ...     best = personalizer.recommend(3)  # what to show next
+    ...     report = personalizer.train()  # the personal adapter, which stays here
+    ...     update = personalizer.update(terms)  # the private contribution to the shared one
+    ...     left = personalizer.status().privacy["window"].left  # epsilon that may still be spent
+    >>> len(best), report.steps_done, update.adapter_version
+    (3, 1, 3)
+    >>> 0 < left < terms.target_epsilon
+    True
+
+Training holds a lock on the folder; everything else may go on beside it, in other threads and processes. A training can
+be stopped between two steps and goes on when it is called again, so with asyncio it is
+
+    cancel = threading.Event()
+    report = await asyncio.to_thread(personalizer.train, cancel=cancel)
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ownlet.device.charges import Charge, append_charge, read_charges
-from ownlet.device.executorch_engine import ExecutorchEngine
+from ownlet.device.adapters import PersonalAdapters, Shared, SharedAdapters
+from ownlet.device.budget import Budget
+from ownlet.device.catalogue import read_catalogue
+from ownlet.device.contributor import Contributor
+from ownlet.device.engines import EngineName, open_engine
+from ownlet.device.guard import Drift, Guard
 from ownlet.device.history import EventHistory
-from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter, save_adapter
-from ownlet.shared.config import PERSONAL_PLAN, Plan
-from ownlet.shared.delta import Update, clip_to_norm, delta_of
-from ownlet.shared.errors import BundleError, DataError, PrivacyError, require
-from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, PROGRAM_FILE, Manifest, read_manifest
+from ownlet.device.learner import Learner, TrainingReport
+from ownlet.device.ledger import Ledger, Spent
+from ownlet.device.policy import Conditions, Policy, Reading
+from ownlet.device.release import check_terms
+from ownlet.device.retention import Retention
+from ownlet.device.state import StateFolder
+from ownlet.device.timeline import Timeline
+from ownlet.device.training import Cancel, OnStep
+from ownlet.device.user_state import UserState
+from ownlet.shared.adapter import load_adapter
+from ownlet.shared.config import PERSONAL_PLAN, FederationConfig, Plan
+from ownlet.shared.delta import Update
+from ownlet.shared.errors import ConfigError, NotEligibleError, StateBusyError, StateError, require
+from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, read_manifest
 from ownlet.shared.noise import AesNoise, NoiseSource
-from ownlet.shared.privacy import compose_events, event_from_json, event_to_json, window_level_event
-from ownlet.shared.program import Program
-from ownlet.shared.windows import cut_windows
+from ownlet.shared.seal import Keys, Seal
+from ownlet.shared.store import VersionStore
 
-__all__ = ["Personalizer", "Recommendation"]
+__all__ = ["Personalizer", "Recommendation", "Status", "TrainingReport", "VersionInfo"]
 
-_HISTORY_FILE = "history.sqlite"
-_CHARGES_FILE = "charges.jsonl"
+_DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,47 +75,143 @@ class Recommendation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Catalogue:
-    """Original ids and titles; position i belongs to item number i, position 0 to padding."""
+class VersionInfo:
+    """A personal version: its number, what it was made from, when (unix seconds), and whether it serves."""
 
-    ids: tuple[str, ...]
-    titles: tuple[str, ...]
-    numbers: dict[str, int]
+    number: int
+    parent: int | None
+    created: float
+    current: bool
+    shared_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How the device stands. Everything in it is private.
+
+    Args:
+        events: recorded events of items that the bundle knows.
+        unknown_events: recorded events of items that it does not know yet.
+        shared_version: version of the shared adapter in use.
+        personal_version: the personal version that serves on top; None where the shared adapter serves alone.
+        drift: hits of both on the latest events.
+        privacy: spent and left, per unit, at the budget's delta.
+        waiting_for: what the policy demands before the next training, one line each; empty when it may run.
+        halted: kinds of training that were stopped and can go on.
+        has_update: whether an update lies in the outbox.
+        damaged: personal versions that cannot be used, and why.
+    """
+
+    events: int
+    unknown_events: int
+    shared_version: int
+    personal_version: int | None
+    drift: Drift
+    privacy: dict[str, Spent]
+    waiting_for: tuple[str, ...]
+    halted: tuple[str, ...]
+    has_update: bool
+    damaged: tuple[str, ...]
 
 
 class Personalizer:
-    """One user's recommender. Use it from one thread, as a context manager or with ``close``."""
+    """One user's recommender; safe to use from several threads, and from several processes on one state folder."""
 
-    def __init__(self, bundle: Path, state: Path) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        state: Path,
+        *,
+        engine: EngineName,
+        policy: Policy,
+        conditions: Conditions | None,
+        budget: Budget,
+        retention: Retention,
+        guard: Guard,
+        key: bytes | None,
+        clock: Callable[[], float],
+    ) -> None:
         """Open a bundle and a user's state; see ``open``."""
-        self._manifest: Manifest = read_manifest(bundle)
-        self._spec, self._global, self._version = load_adapter(
-            bundle / ADAPTER_FILE, base_hash=self._manifest.base_hash
-        )
-        self._engine = ExecutorchEngine(Program(bundle / PROGRAM_FILE), self._spec, self._manifest)
-        self._catalogue = _read_catalogue(bundle / ITEMS_FILE, self._manifest.num_items)
-        state.mkdir(parents=True, exist_ok=True)
-        self._state = state
-        self._personal = _load_personal(state / ADAPTER_FILE, self._spec, self._version, self._global)
-        self._history = EventHistory(state / _HISTORY_FILE)
+        manifest = read_manifest(bundle)
+        spec, vector, version = load_adapter(bundle / ADAPTER_FILE, base_hash=manifest.base_hash)
+        self._manifest, self._clock = manifest, clock
+        self._policy, self._conditions = policy, conditions
+        self._catalogue = read_catalogue(bundle / ITEMS_FILE, manifest.num_items)
+        self._engine = open_engine(engine, bundle, manifest, spec)
+        keys, folder = Keys.of(key), StateFolder.make(state)
+        seal, may_start = Seal(keys.state), not folder.has_trained
+        self._history = EventHistory(folder.history, seal=seal, retention=retention)
+        try:
+            self._ledger = Ledger(folder.ledger, budget=budget, key=keys.ledger, may_start=may_start, clock=clock)
+            bundled = Shared(spec=spec, vector=vector, version=version)
+            self._state = UserState(
+                folder,
+                seal,
+                self._history,
+                Timeline(self._history, self._catalogue.numbers, manifest.num_items),
+                SharedAdapters(VersionStore(folder.shared, clock=clock), bundled),
+                PersonalAdapters(VersionStore(folder.personal, clock=clock), spec, seal),
+            )
+            self._learner = Learner(self._engine, self._state, manifest.windows, guard)
+            self._contributor = Contributor(self._engine, self._state, self._ledger)
+            with suppress(StateBusyError), folder.held():
+                self._learner.judge_again()  # after a new bundle; the next open does it if a training holds the state
+        except BaseException:
+            self._history.close()
+            raise
 
     @classmethod
-    def open(cls, bundle: str | Path, state_dir: str | Path) -> Personalizer:
+    def open(
+        cls,
+        bundle: str | Path,
+        state_dir: str | Path,
+        *,
+        engine: EngineName = "executorch",
+        policy: Policy | None = None,
+        conditions: Conditions | None = None,
+        budget: Budget | None = None,
+        retention: Retention | None = None,
+        guard: Guard | None = None,
+        key: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Personalizer:
         """Open a bundle for one user.
 
-        A personal adapter that an earlier session trained is taken up again if it belongs to this bundle's base and
-        adapter version; after a new bundle, training starts over from the new global adapter. Events always stay.
+        Events, personal adapter and ledger of earlier sessions are taken up again. After a new bundle of the same base
+        the personal adapter stays if it is no worse on top of the new shared one; after a new base it is set aside.
 
         Args:
             bundle: the folder that export wrote.
             state_dir: the user's own folder; made if it is missing.
+            engine: ``executorch`` runs the bundle's program; ``opacus`` trains with PyTorch and Opacus, on a bundle
+                that was exported with its base.
+            policy: when the device may train; by default always.
+            conditions: tells charging, network, temperature and the like, where the policy asks for them.
+            budget: how much privacy may ever be spent, for each unit; by default epsilon 8 at delta 1e-6.
+            retention: how long events are kept; by default the latest 100,000.
+            guard: how personal adapters are judged.
+            key: 32 random bytes from the platform's key store. With it, events and personal adapters are encrypted at
+                rest and the ledger cannot be forged without it.
+            clock: unix seconds.
 
         Raises:
             BundleError: the bundle is incomplete, altered, or newer than this ownlet.
             AdapterError: an adapter does not belong to its base, or is damaged.
-            DataError: the history cannot be read.
+            DataError: the history cannot be read, or was made with another key.
+            PrivacyError: the ledger does not verify, or is missing beside adapters that were trained.
         """
-        return cls(Path(bundle), Path(state_dir))
+        return cls(
+            Path(bundle),
+            Path(state_dir),
+            engine=engine,
+            policy=policy or Policy(),
+            conditions=conditions,
+            budget=budget or Budget(),
+            retention=retention or Retention(),
+            guard=guard or Guard(),
+            key=key,
+            clock=clock,
+        )
 
     def __enter__(self) -> Personalizer:
         return self
@@ -104,29 +225,76 @@ class Personalizer:
         """Close the history. All state is on disk already."""
         self._history.close()
 
-    def record(self, item: str, timestamp: float) -> None:
-        """Remember an event; an item that the catalogue lacks is kept, and ignored until a bundle knows it.
+    def record(self, item: str, timestamp: float | None = None) -> None:
+        """Remember an event; once this returns, it survives a crash.
+
+        An item that the catalogue lacks is kept, and ignored until a bundle knows it.
 
         Args:
             item: the item's original id.
-            timestamp: seconds since any fixed origin.
+            timestamp: unix seconds; by default now.
 
         Raises:
-            DataError: an empty item or a timestamp that is not finite.
+            DataError: an empty item, a timestamp that is not finite, or a disk that refuses.
         """
-        self._history.record(item, timestamp)
+        self._history.record(item, self._clock() if timestamp is None else timestamp)
 
-    def recommend(self, k: int = 10) -> list[Recommendation]:
-        """Return the k best items that the user has not had, best first; fewer where fewer are left.
+    def forget(self, *, item: str | None = None, before: float | None = None, user: bool = False) -> int:
+        """Delete events, and everything that was made from the user's events: what was learned cannot be unlearned.
+
+        Personal versions, stopped trainings, drift counters and an update that still lies here go with them; the ledger
+        stays, because what was spent was spent. Exactly one of the three says what to delete.
+
+        Args:
+            item: all events of this item.
+            before: all events before this unix second.
+            user: everything.
+
+        Returns:
+            how many events were deleted. Where there are none, nothing else is touched.
+
+        Raises:
+            ConfigError: not exactly one criterion.
+            StateBusyError: a training is running.
+        """
+        given = (item is not None) + (before is not None) + user
+        require(given == 1, "exactly one of item, before and user must be given", item=item, before=before, user=user)
+        state = self._state
+        with state.folder.held():
+            events = self._history.events_after(0)
+            if not user and item not in events.items and not (events.timestamps < (before or -math.inf)).any():
+                return 0
+            state.personal.store.clear()  # first: were this cut short, no adapter would remember what is forgotten
+            for path in (state.folder.halted("personal"), state.folder.halted("update"), state.folder.outbox):
+                path.unlink(missing_ok=True)
+            deleted = self._history.forget(item=item, before=before, everything=user)
+            self._learner.restart_drift()
+            return deleted
+
+    def recommend(
+        self, k: int = 10, exclude_seen: bool = True, candidates: Sequence[str] | None = None
+    ) -> list[Recommendation]:
+        """Return the k best items, best first; fewer where fewer are left.
 
         Args:
             k: at most the bundle's ``top_k``.
+            exclude_seen: leave out what the user has had.
+            candidates: choose among these items only; by default among all.
 
         Raises:
             ConfigError: k is out of range.
+            DataError: a candidate that the catalogue lacks.
         """
         require(1 <= k <= self._manifest.top_k, f"k must be from 1 to {self._manifest.top_k}", k=k)
-        items, scores = self._engine.recommend(self._personal, self._events())
+        timeline = self._state.timeline
+        timeline.refresh()
+        barred = timeline.seen() if exclude_seen else np.zeros(self._manifest.num_items + 1, np.bool_)
+        if candidates is not None:
+            others = np.ones_like(barred)
+            others[self._catalogue.numbers_of(candidates)] = False
+            barred |= others
+        recent = timeline.recent(self._manifest.max_length)
+        items, scores = self._engine.recommend(self._state.serving(), recent, barred)
         ids, titles = self._catalogue.ids, self._catalogue.titles
         return [
             Recommendation(item=ids[number], title=titles[number], score=float(score))
@@ -139,85 +307,167 @@ class Personalizer:
         Raises:
             DataError: an item that the catalogue lacks.
         """
-        numbers = self._catalogue.numbers
-        unknown = [item for item in items if item not in numbers]
-        if unknown:
-            raise DataError(f"item must be in the catalogue, got item={unknown[0]!r}")
-        scores = self._engine.score(self._personal, self._events())
-        return [float(scores[numbers[item]]) for item in items]
+        numbers = self._catalogue.numbers_of(items)
+        self._state.timeline.refresh()
+        recent = self._state.timeline.recent(self._manifest.max_length)
+        return [float(score) for score in self._engine.score(self._state.serving(), recent)[numbers]]
 
-    def train(self, plan: Plan | None = None, noise: NoiseSource | None = None) -> None:
-        """Train the personal adapter on the user's windows, starting from where it stands.
+    def train(
+        self,
+        plan: Plan | None = None,
+        *,
+        noise: NoiseSource | None = None,
+        cancel: Cancel | None = None,
+        on_step: OnStep | None = None,
+    ) -> TrainingReport:
+        """Train the personal adapter from where it stands, and keep the outcome if it is not worse.
 
-        The privacy charge is on disk before the first step. With too few events for a window, a plan without noise
-        changes nothing and a plan with noise adds its noise all the same, as its guarantee demands.
+        It never leaves the device, so it costs no privacy. The latest events judge it: they are not trained on, and the
+        outcome serves only if its loss on them is no higher than before, and no higher than the shared adapter's.
 
         Args:
-            plan: the public numbers; by default ``PERSONAL_PLAN``, without noise, for use on this device only.
+            plan: the public numbers; by default ``PERSONAL_PLAN``, without noise.
             noise: by default a fresh source keyed by the operating system; another one for tests only.
+            cancel: looked at before every step; a training that it stops goes on in the next call.
+            on_step: told after every step.
 
         Raises:
-            AdapterError: the training diverged; the adapter is as before, the charge stays.
+            StateBusyError: another training is running.
+            NotEligibleError: the policy does not allow it now.
+            AdapterError: the training diverged; what served still does.
+            StateError: the disk refuses; what served still does.
         """
-        plan = PERSONAL_PLAN if plan is None else plan
-        windows = cut_windows(self._events(), self._manifest.windows)
-        if plan.noise_multiplier > 0 and self._manifest.windows.context_length > 0:
-            raise PrivacyError("context_length must be 0 where windows are the privacy unit, got a bundle with context")
-        event = event_to_json(window_level_event(plan, 1)) if plan.noise_multiplier > 0 else ""
-        charge = Charge(base_hash=self._spec.base_hash, adapter_version=self._version, event=event)
-        append_charge(self._state / _CHARGES_FILE, charge)
-        trained = self._engine.train(self._personal, [windows], plan, [noise or AesNoise()])[0]
-        save_adapter(self._state / ADAPTER_FILE, self._spec, trained, version=self._version)
-        self._personal = trained
+        with self._state.folder.held():
+            self._check_eligible("personal")
+            return self._learner.train(plan or PERSONAL_PLAN, noise or AesNoise(), cancel, on_step)
 
-    def update(self, clip_norm: float = math.inf) -> Update:
-        """Return what may leave the device: the personal minus the global adapter, clipped, and what it cost.
+    def update(
+        self,
+        terms: FederationConfig | None = None,
+        *,
+        round_number: int | None = None,
+        noise: NoiseSource | None = None,
+        cancel: Cancel | None = None,
+        on_step: OnStep | None = None,
+    ) -> Update | None:
+        """Take part in a round: train from the shared adapter under the server's terms, and return what may leave.
+
+        The ledger is charged, on disk, before the first step. A second call with the same terms and the same shared
+        adapter returns the same update and costs nothing.
 
         Args:
-            clip_norm: C, the bound on the delta's L2 norm; the server's, where the server adds the noise.
+            terms: the public numbers of the federated run; by default those in the bundle.
+            round_number: of the server's round, for the ledger.
+            noise: by default a fresh source keyed by the operating system; another one for tests only.
+            cancel: looked at before every step; a training that it stops goes on in the next call, at no further cost.
+            on_step: told after every step.
+
+        Returns:
+            the update; None where ``cancel`` stopped the training.
 
         Raises:
-            PrivacyError: trainings with and without noise went into this delta, so no event describes it.
+            ConfigError: no terms, or windows other than the bundle's.
+            BudgetExceededError: it would spend more than is left; nothing is charged.
+            PrivacyError: the ledger does not verify, or windows share events where they are the unit.
+            StateBusyError: another training is running.
+            NotEligibleError: the policy does not allow it now.
+            AdapterError: the training diverged; the charge stays.
+            StateError: the disk refuses; the charge stays.
         """
-        return Update(
-            delta=clip_to_norm(delta_of(self._spec, self._personal, self._global), clip_norm),
-            adapter_version=self._version,
-            base_hash=self._spec.base_hash,
-            event=self._spent(),
+        terms = terms or self._manifest.federation
+        if terms is None:
+            raise ConfigError("terms must be given where the bundle carries none, got terms=None")
+        check_terms(terms, self._manifest.windows)
+        self._engine.check_plan(terms.plan)
+        with self._state.folder.held():
+            release = self._contributor.waiting(terms)
+            if release is None:
+                self._check_eligible("update")
+                release = self._contributor.train(terms, round_number, noise or AesNoise(), cancel, on_step)
+            return None if release is None else self._contributor.hand_out(release, terms)
+
+    def adopt(self, adapter: str | Path) -> int:
+        """Take a newer shared adapter from the server, without a new bundle; return its version.
+
+        The personal adapter stays on top of it if it is no worse there.
+
+        Args:
+            adapter: the file that ``shared.adapter.save_adapter`` wrote.
+
+        Raises:
+            AdapterError: damaged, of another base or shape, or not newer.
+            StateBusyError: a training is running.
+            StateError: the disk refuses.
+        """
+        with self._state.folder.held():
+            try:
+                content = Path(adapter).read_bytes()
+            except OSError as error:
+                raise StateError(f"adapter file must be readable, got {adapter}: {error}") from error
+            version = self._state.shared.adopt(content, str(adapter)).version
+            self._learner.judge_again()
+            return version
+
+    def versions(self) -> list[VersionInfo]:
+        """Return the intact personal versions, oldest first."""
+        store = self._state.personal.store
+        current = store.current()
+        return [
+            VersionInfo(
+                number=version.number,
+                parent=version.parent,
+                created=version.created,
+                current=current is not None and version.number == current.number,
+                shared_version=int(version.metadata["shared_version"]),
+            )
+            for version in store.versions()
+        ]
+
+    def rollback(self, version: int | None) -> None:
+        """Let an earlier personal version serve; None for the shared adapter alone.
+
+        Raises:
+            StateError: no such version, or it is damaged.
+            StateBusyError: a training is running.
+        """
+        with self._state.folder.held():
+            self._state.personal.store.set_current(version or 0)
+            self._learner.restart_drift()
+
+    def status(self) -> Status:
+        """Return how the device stands: events, versions, hit rates, budget, and what a training waits for."""
+        state = self._state
+        shared, personal = state.adapters()
+        known = len(state.events()[0])
+        return Status(
+            events=known,
+            unknown_events=len(self._history) - known,
+            shared_version=shared.version,
+            personal_version=None if personal is None else personal.number,
+            drift=self._learner.drift,
+            privacy={unit: self._ledger.spent(unit) for unit in ("window", "user")},
+            waiting_for=tuple(self._refusals("update")),
+            halted=tuple(kind for kind in ("personal", "update") if state.folder.halted(kind).exists()),
+            has_update=state.folder.outbox.exists(),
+            damaged=tuple(f"version {found.number}: {found.reason}" for found in state.personal.store.damaged()),
         )
 
-    def _spent(self) -> str:
-        """Compose the events of every training since this global adapter."""
-        here = (self._spec.base_hash, self._version)
-        charges = read_charges(self._state / _CHARGES_FILE)
-        events = [charge.event for charge in charges if (charge.base_hash, charge.adapter_version) == here]
-        if not any(events):
-            return ""
-        if not all(events):
-            raise PrivacyError("an update must come from trainings that all add noise or all add none, got both kinds")
-        return event_to_json(compose_events(*map(event_from_json, events)))
+    def _check_eligible(self, kind: Literal["personal", "update"]) -> None:
+        reasons = self._refusals(kind)
+        if reasons:
+            raise NotEligibleError(reasons)
 
-    def _events(self) -> NDArray[np.int64]:
-        """Item numbers of the known events, in order, (num_events,)."""
-        numbers = self._catalogue.numbers
-        return np.array([numbers[item] for item in self._history.items() if item in numbers], np.int64)
+    def _refusals(self, kind: Literal["personal", "update"]) -> list[str]:
+        """Return what the policy demands before a training; participations are what costs privacy: updates."""
+        now = self._clock()
+        _, sequences = self._state.events()
+        new = int((sequences > self._state.finished_until(kind)).sum())
+        taken = self._ledger.participations_since(now - _DAY_SECONDS) if kind == "update" else 0
+        reading = self._conditions.read() if self._conditions else Reading(local_hour=_local_hour(now))
+        return self._policy.refusals(reading, new_events=new, participations_last_day=taken)
 
 
-def _read_catalogue(path: Path, num_items: int) -> _Catalogue:
-    try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        in_order = [row["item"] for row in rows] == list(range(1, num_items + 1))
-        ids, titles = ("", *(row["id"] for row in rows)), ("", *(row["title"] for row in rows))
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"items must be readable JSON lines, got {path}: {error}") from error
-    if not in_order:
-        raise BundleError(f"items must be numbered from 1 to {num_items} in order, got {path}")
-    return _Catalogue(ids=ids, titles=titles, numbers={name: n for n, name in enumerate(ids) if n})
-
-
-def _load_personal(path: Path, spec: AdapterSpec, version: int, fallback: Vector) -> Vector:
-    """Return the personal adapter if there is one of this spec, base and version, else the fallback."""
-    if not path.exists():
-        return fallback
-    saved_spec, saved, saved_version = load_adapter(path)
-    return saved if (saved_spec, saved_version) == (spec, version) else fallback
+def _local_hour(now: float) -> float:
+    """Return the time of day, 0 up to 24, at a unix second."""
+    local = time.localtime(now)
+    return local.tm_hour + local.tm_min / 60

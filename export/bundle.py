@@ -6,23 +6,30 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version as package_version
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ownlet.export.frozen import FrozenBase
 from ownlet.export.lower import Backend, lower
-from ownlet.export.programs import FrozenBase, Method, ProgramShape, build_methods
+from ownlet.export.programs import BATCHES, Method, ProgramShape, build_methods
 from ownlet.export.verify import verify_program
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, save_adapter
-from ownlet.shared.config import WindowConfig
+from ownlet.shared.base import save_base_weights
+from ownlet.shared.config import FederationConfig, WindowConfig
 from ownlet.shared.errors import BundleError, require
 from ownlet.shared.interactions import Item
+from ownlet.shared.item_table import save_item_table
 from ownlet.shared.manifest import (
     ADAPTER_FILE,
+    BASE_FILE,
     ITEMS_FILE,
     PROGRAM_FILE,
+    TABLE_FILE,
     Manifest,
     MethodEntry,
     TensorEntry,
@@ -33,7 +40,9 @@ from ownlet.shared.manifest import (
 from ownlet.shared.model import SASRec
 from ownlet.shared.store import write_atomic
 
-__all__ = ["write_bundle"]
+__all__ = ["check_items", "items_lines", "replaced", "write_bundle"]
+
+_SCORES_BYTES = 256 * 2**20  # what a training step may hold in scores: past it a larger batch is no faster per window
 
 
 def write_bundle(
@@ -45,9 +54,12 @@ def write_bundle(
     version: int,
     items: Sequence[Item],
     windows: WindowConfig,
-    batch: int = 4,
+    batches: Sequence[int] | None = None,
     top_k: int = 100,
+    capacity: int | None = None,
     backend: Backend = "xnnpack",
+    federation: FederationConfig | None = None,
+    with_base: bool = False,
 ) -> Manifest:
     """Lower, write and verify a bundle, then put it in its place.
 
@@ -62,9 +74,14 @@ def write_bundle(
         version: the adapter's version.
         items: the catalogue, items 1 to num_items in order.
         windows: how a device cuts its history for training.
-        batch: windows in one call of ``step``.
-        top_k: items in one answer of ``recommend``; the whole catalogue where that is smaller.
+        batches: windows in one call of each variant of ``step``, rising; by default those of 1, 4 and 16 whose scores
+            take at most 256 MiB, 1 in any case.
+        top_k: the most recommendations in one answer; the whole catalogue where that is smaller.
+        capacity: the most items that the catalogue may grow to without a new program; by default twice its size, and
+            at least a thousand more.
         backend: ``xnnpack`` or ``portable``.
+        federation: the public numbers of the federated run that the bundle belongs to.
+        with_base: also write the base's weights, for devices that train with PyTorch.
 
     Returns:
         The manifest, read back.
@@ -76,69 +93,88 @@ def write_bundle(
     """
     _check_inputs(model, spec, items)
     base = FrozenBase.of(model)
-    shape = ProgramShape(windows=windows, batch=batch, top_k=min(top_k, base.num_items))
+    room = capacity or max(2 * base.num_items, base.num_items + 1000)
+    fitting = _fitting_batches(windows.row_length, room) if batches is None else tuple(batches)
+    shape = ProgramShape(windows=windows, batches=fitting, capacity=room)
     methods = build_methods(base, spec, shape)
+    with replaced(folder) as work:
+        save_adapter(work / ADAPTER_FILE, spec, vector, version=version)
+        save_item_table(work / TABLE_FILE, base.item_columns().numpy())
+        write_atomic(work / ITEMS_FILE, items_lines(items).encode())
+        write_atomic(work / PROGRAM_FILE, lower(methods, backend, capacity=room))
+        if with_base:
+            save_base_weights(work / BASE_FILE, model)
+        verify_program(work / PROGRAM_FILE, methods, base, spec)
+        names = (ADAPTER_FILE, TABLE_FILE, ITEMS_FILE, PROGRAM_FILE, *((BASE_FILE,) if with_base else ()))
+        manifest = Manifest(
+            backend=backend,
+            base_hash=spec.base_hash,
+            adapter_version=version,
+            num_items=base.num_items,
+            capacity=room,
+            max_length=base.config.max_length,
+            top_k=min(top_k, base.num_items),
+            batches=shape.batches,
+            windows=windows,
+            methods=tuple(_describe_method(method) for method in methods),
+            files={name: describe_file(work / name) for name in names},
+            versions={name: package_version(name) for name in ("ownlet", "torch", "executorch")},
+            federation=federation,
+        )
+        write_manifest(work, manifest)
+        return read_manifest(work)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Give a fresh folder to fill; it takes the target's name at the end, or vanishes where the filling fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        save_adapter(work / ADAPTER_FILE, spec, vector, version=version)
-        write_atomic(work / ITEMS_FILE, _items_lines(items).encode())
-        write_atomic(work / PROGRAM_FILE, lower(methods, backend))
-        verify_program(work / PROGRAM_FILE, methods, base, spec)
-        write_manifest(work, _describe(work, base, spec, version, shape, methods, backend))
-        manifest = read_manifest(work)
+        yield work
         work.chmod(0o755)
         _take_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return manifest
+
+
+def _fitting_batches(row_length: int, capacity: int) -> tuple[int, ...]:
+    smallest, *larger = BATCHES
+    scores_bytes = 2 * 4 * row_length * capacity  # of one window: logits and probabilities
+    return (smallest, *(batch for batch in larger if batch * scores_bytes <= _SCORES_BYTES))
 
 
 def _check_inputs(model: SASRec, spec: AdapterSpec, items: Sequence[Item]) -> None:
     require(len(items) == model.num_items, f"items must be {model.num_items}, the base's catalogue", items=len(items))
-    distinct = len({item.id for item in items})
-    require(distinct == len(items), "items must have ids that differ from each other", distinct=distinct)
-    in_order = all(item.number == number for number, item in enumerate(items, start=1))
-    require(in_order, "items must be numbered from 1 in order", first=items[0])
+    check_items(items)
     actual = hash_state(model.state_dict())
     if actual != spec.base_hash:
         raise BundleError(f"base must be {spec.base_hash[:12]}, the one of the adapter, got base {actual[:12]}")
 
 
-def _items_lines(items: Sequence[Item]) -> str:
+def check_items(items: Sequence[Item]) -> None:
+    """Raise ConfigError unless ids differ and numbers run from 1 in order."""
+    distinct = len({item.id for item in items})
+    require(distinct == len(items), "items must have ids that differ from each other", distinct=distinct)
+    in_order = all(item.number == number for number, item in enumerate(items, start=1))
+    require(in_order, "items must be numbered from 1 in order", first=items[0])
+
+
+def items_lines(items: Sequence[Item]) -> str:
+    """Return the content of a bundle's ``items.jsonl``."""
     lines = ({"item": item.number, "id": item.id, "title": item.title} for item in items)
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _describe(
-    work: Path,
-    base: FrozenBase,
-    spec: AdapterSpec,
-    version: int,
-    shape: ProgramShape,
-    methods: Sequence[Method],
-    backend: Backend,
-) -> Manifest:
-    return Manifest(
-        backend=backend,
-        base_hash=spec.base_hash,
-        adapter_version=version,
-        num_items=base.num_items,
-        max_length=base.config.max_length,
-        top_k=shape.top_k,
-        batch=shape.batch,
-        windows=shape.windows,
-        methods=tuple(_describe_method(method) for method in methods),
-        files={name: describe_file(work / name) for name in (ADAPTER_FILE, ITEMS_FILE, PROGRAM_FILE)},
-        versions={name: package_version(name) for name in ("ownlet", "torch", "executorch")},
-    )
-
-
 def _describe_method(method: Method) -> MethodEntry:
     def entry(name: str, tensor: Tensor) -> TensorEntry:
-        return TensorEntry(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+        shape = list(tensor.shape)
+        if name in ("items", "scores"):
+            shape[-1] = -1  # as wide as the catalogue
+        return TensorEntry(name=name, shape=tuple(shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
-    results = method.function(*method.example)
+    with torch.no_grad():
+        results = method.function(*method.example)
     return MethodEntry(
         name=method.name,
         arguments=tuple(map(entry, method.arguments, method.example)),

@@ -1,29 +1,37 @@
 """What a bundle says about itself, and the check that it is what it says.
 
-A bundle is a folder of ``program.pte``, ``adapter.safetensors``, ``items.jsonl`` and ``manifest.json``. The manifest
-holds the size and SHA-256 of every other file and a SHA-256 of itself, so a truncated or altered bundle is refused
-before any of it is used. The hashes find damage, not forgery: who can replace the manifest can replace its hash.
+A bundle is a folder of ``program.pte``, ``adapter.safetensors``, ``items.safetensors`` (the item table),
+``items.jsonl`` (ids and titles), ``manifest.json`` and, where asked for, ``base.safetensors``. The manifest holds the
+size and SHA-256 of every other file and a SHA-256 of itself, so a truncated or altered bundle is refused before any of
+it is used. The hashes find damage, not forgery: who can replace the manifest can replace its hash.
+
+A catalogue grows by a longer item table and a longer ``items.jsonl`` beside the same program and adapter.
+``base_hash`` then stays that of the base that the adapter was trained for, which is what adapters are checked against;
+the table's own hash is in ``files``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ownlet.shared.config import WindowConfig
-from ownlet.shared.errors import BundleError, ConfigError
+from ownlet.shared.config import FederationConfig, Plan, WindowConfig
+from ownlet.shared.errors import BundleError
 from ownlet.shared.store import write_atomic
 
 __all__ = [
     "ADAPTER_FILE",
+    "BASE_FILE",
     "FORMAT_VERSION",
     "ITEMS_FILE",
     "MANIFEST_FILE",
     "PROGRAM_FILE",
+    "TABLE_FILE",
     "FileEntry",
     "Manifest",
     "MethodEntry",
@@ -33,16 +41,18 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 PROGRAM_FILE = "program.pte"
 ADAPTER_FILE = "adapter.safetensors"
 ITEMS_FILE = "items.jsonl"
+TABLE_FILE = "items.safetensors"
+BASE_FILE = "base.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """An argument or result of a method."""
+    """An argument or result of a method; -1 in a shape stands for the number of items."""
 
     name: str
     shape: tuple[int, ...]
@@ -72,29 +82,44 @@ class Manifest:
 
     Args:
         backend: ``xnnpack`` or ``portable``.
-        base_hash: SHA-256 of the frozen base.
+        base_hash: SHA-256 of the frozen base that the adapter belongs to; it stays when the catalogue grows.
         adapter_version: the version of the adapter in ``adapter.safetensors``.
         num_items: items in the catalogue, numbered from 1.
-        max_length: the longest history that ``score`` and ``recommend`` read.
-        top_k: items in one answer of ``recommend``.
-        batch: windows in one call of ``step`` and ``loss``.
+        capacity: the most items that the program takes; a larger catalogue needs a new program.
+        max_length: the longest history that ``score`` reads.
+        top_k: the most recommendations in one answer.
+        batches: windows in one call of each variant of ``step``, rising; ``step_4`` takes 4.
         windows: how a history is cut for training.
         methods: what the program can do.
         files: every file but the manifest.
         versions: packages that made the bundle.
+        federation: the public numbers of the federated run that this bundle belongs to, if it belongs to one.
     """
 
     backend: str
     base_hash: str
     adapter_version: int
     num_items: int
+    capacity: int
     max_length: int
     top_k: int
-    batch: int
+    batches: tuple[int, ...]
     windows: WindowConfig
     methods: tuple[MethodEntry, ...]
     files: Mapping[str, FileEntry]
     versions: Mapping[str, str]
+    federation: FederationConfig | None = None
+
+    def method(self, name: str) -> MethodEntry:
+        """Return a method by its name.
+
+        Raises:
+            BundleError: the program has none of that name.
+        """
+        for method in self.methods:
+            if method.name == name:
+                return method
+        raise BundleError(f"program must have method {name!r}, got {[method.name for method in self.methods]}")
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -105,7 +130,7 @@ def describe_file(path: Path) -> FileEntry:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into a folder, atomically."""
-    body = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    body = {"format_version": FORMAT_VERSION, **_plain(asdict(manifest))}
     text = json.dumps({**body, "sha256": _hash(body)}, indent=2, sort_keys=True)
     write_atomic(folder / MANIFEST_FILE, text.encode() + b"\n")
 
@@ -117,7 +142,7 @@ def read_manifest(folder: Path) -> Manifest:
         folder: the bundle.
 
     Raises:
-        BundleError: the manifest is missing, unreadable, altered or of a newer format; or a file is missing, truncated
+        BundleError: the manifest is missing, unreadable, altered or of another format; or a file is missing, truncated
             or altered.
     """
     path = folder / MANIFEST_FILE
@@ -126,8 +151,8 @@ def read_manifest(folder: Path) -> Manifest:
         version, claimed = body.get("format_version"), body.pop("sha256", None)
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(f"manifest must be readable JSON, got {path}: {error}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise BundleError(f"manifest format must be at most {FORMAT_VERSION}, got format_version={version!r} in {path}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(f"manifest format must be {FORMAT_VERSION}, got format_version={version!r} in {path}")
     if claimed != _hash(body):
         raise BundleError(f"manifest must match its own hash, got an altered {path}")
     manifest = _parse(body, path)
@@ -146,8 +171,10 @@ def _parse(body: dict[str, Any], path: Path) -> Manifest:
         body["windows"] = WindowConfig(**body["windows"])
         body["methods"] = tuple(_parse_method(method) for method in body["methods"])
         body["files"] = {name: FileEntry(**entry) for name, entry in body["files"].items()}
+        body["batches"] = tuple(body["batches"])
+        body["federation"] = _parse_federation(body["federation"])
         return Manifest(**body)
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"manifest must have the fields of format {FORMAT_VERSION}, got {error} in {path}") from error
 
 
@@ -156,6 +183,24 @@ def _parse_method(raw: dict[str, Any]) -> MethodEntry:
         return tuple(TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in entries)
 
     return MethodEntry(name=raw["name"], arguments=tensors(raw["arguments"]), results=tensors(raw["results"]))
+
+
+def _parse_federation(raw: dict[str, Any] | None) -> FederationConfig | None:
+    if raw is None:
+        return None
+    plan, windows = Plan(**_numbers(raw["plan"])), WindowConfig(**raw["windows"])
+    return FederationConfig(**{**_numbers(raw), "plan": plan, "windows": windows})
+
+
+def _plain(value: Any) -> Any:
+    """Write infinity as a string: JSON has no such number, and other languages' readers refuse it."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return "inf" if value == math.inf and isinstance(value, float) else value
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.inf if value == "inf" else value for key, value in values.items()}
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:

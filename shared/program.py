@@ -33,25 +33,28 @@ class Program:
         Raises:
             BundleError: the runtime cannot load it.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the binding announces itself as experimental at import
-            from executorch.runtime import Runtime, Verification
+        # the binding itself: executorch.runtime would bring the whole exporter along, seconds at every start of an app
+        from executorch.extension.pybindings import _portable_lib
+
         try:
-            self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
+            consistency = _portable_lib.Verification.InternalConsistency
+            self._program = _portable_lib._load_program(str(path), program_verification=consistency)
         except (RuntimeError, OSError, ValueError) as error:
             raise BundleError(f"program must be loadable by this ExecuTorch runtime, got {path}: {error}") from error
+        self._methods = frozenset(self._program.method_names)
 
     @property
     def methods(self) -> frozenset[str]:
-        """Names of the methods."""
-        return frozenset(self._program.method_names)
+        """Names of the methods. Each takes its memory when it is first called."""
+        return self._methods
 
     def run(self, method: str, *arguments: Array | float) -> tuple[Array, ...]:
         """Call a method.
 
         Args:
             method: its name.
-            *arguments: arrays of the dtypes and shapes in the manifest; a Python float is a float32 scalar.
+            *arguments: arrays of the dtypes and shapes in the manifest, read where they lie; a Python float is a
+                float32 scalar.
 
         Returns:
             The results as arrays of their own.
@@ -59,9 +62,9 @@ class Program:
         Raises:
             BundleError: no such method, or the runtime refuses the arguments.
         """
-        if method not in self.methods:
-            raise BundleError(f"program must have method {method!r}, got {sorted(self.methods)}")
-        tensors = [torch.from_numpy(np.array(_as_array(argument))) for argument in arguments]
+        if method not in self._methods:
+            raise BundleError(f"program must have method {method!r}, got {sorted(self._methods)}")
+        tensors = [torch.from_numpy(_readable(argument)) for argument in arguments]
         try:
             results = self._program.load_method(method).execute(tensors)
         except RuntimeError as error:
@@ -70,5 +73,7 @@ class Program:
         return tuple(result.numpy() for result in results)
 
 
-def _as_array(argument: Array | float) -> Array:
-    return np.float32(argument) if isinstance(argument, float) else argument  # type: ignore[return-value]
+def _readable(argument: Array | float) -> Array:
+    """Return the argument as an array that PyTorch takes: contiguous, and writable though nothing writes to it."""
+    array = np.asarray(argument, np.float32) if isinstance(argument, float) else argument
+    return array if array.flags.c_contiguous and array.flags.writeable else array.copy(order="C")

@@ -65,7 +65,7 @@ def tiny_with_a() -> Tiny:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle of the tiny base, batches of 2 windows of 6 events; tests copy it before they change it."""
+    """A real bundle of the tiny base, steps of 1 and of 2 windows of 6 events; tests copy it before they change it."""
     from ownlet.export.bundle import write_bundle  # slow to import, and most tests do without
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
@@ -77,7 +77,7 @@ def tiny_bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         version=3,
         items=tiny.items,
         windows=WINDOWS,
-        batch=2,
+        batches=(1, 2),
         top_k=10,
     )
     return folder

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ownlet.device.executorch_engine import ExecutorchEngine
+from ownlet.device.executorch_engine import ExecutorchEngine, best_items, split_batch
 from ownlet.device.opacus_engine import OpacusEngine
 from ownlet.device.train import Engine
+from ownlet.export.frozen import FrozenBase
 from ownlet.export.lower import lower
-from ownlet.export.programs import FrozenBase, ProgramShape, build_methods
+from ownlet.export.programs import ProgramShape, build_methods
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state
 from ownlet.shared.config import Plan, WindowConfig
 from ownlet.shared.delta import delta_of
-from ownlet.shared.errors import AdapterError, ConfigError, PrivacyError
+from ownlet.shared.errors import AdapterError, BundleError, ConfigError, DataError, PrivacyError
 from ownlet.shared.manifest import Manifest, read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise, NoiseSource
@@ -74,12 +75,14 @@ def assert_same_delta(spec: AdapterSpec, got: Vector, want: Vector, start: Vecto
 
 
 def step_engine(tiny: Any, manifest: Manifest, folder: Path, backend: str) -> ExecutorchEngine:
-    """An engine whose program has the method ``step`` alone."""
-    shape = ProgramShape(windows=manifest.windows, batch=manifest.batch, top_k=manifest.top_k)
-    methods = build_methods(FrozenBase.of(tiny.model), tiny.spec, shape)
+    """An engine whose program has the one method ``step_2``."""
+    base, one = FrozenBase.of(tiny.model), replace(manifest, batches=(2,))
+    shape = ProgramShape(windows=one.windows, batches=one.batches, capacity=one.capacity)
+    methods = build_methods(base, tiny.spec, shape)
     path = folder / "program.pte"
-    path.write_bytes(lower([m for m in methods if m.name == "step"], backend))  # type: ignore[arg-type]
-    return ExecutorchEngine(Program(path), tiny.spec, manifest)
+    steps = [m for m in methods if m.name == "step_2"]
+    path.write_bytes(lower(steps, backend, capacity=one.capacity))  # type: ignore[arg-type]
+    return ExecutorchEngine(Program(path), tiny.spec, one, base.item_columns().numpy())
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +206,104 @@ def test_losses_of_the_program_are_those_of_eager(tiny: Any, pte_engine: Executo
     )
     np.testing.assert_allclose(pte_engine.loss(tiny.vector, windows), want.numpy(), rtol=1e-5)
     assert pte_engine.loss(tiny.vector, windows_of(0)).shape == (0,)
+
+
+def test_a_batch_is_cut_into_the_calls_that_take_the_least_time() -> None:
+    variants = (1, 4, 16)
+    assert [split_batch(n, variants) for n in range(6)] == [(1,), (1,), (1, 1), (4,), (4,), (4, 1)]
+    assert split_batch(15, variants) == (16,)
+    assert split_batch(40, variants) == (16, 16, 4, 4)
+    assert all(sum(split_batch(n, variants)) >= n for n in range(100))
+    assert split_batch(5, (2,)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 100, 5000])
+@pytest.mark.parametrize("size", [1, 100, 20_000, 20_001])
+def test_the_best_items_are_those_of_a_full_sort(size: int, count: int) -> None:
+    scores = np.random.default_rng(size + count).integers(0, 500, size).astype(np.float32)  # with ties
+    scores[::7] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    np.testing.assert_array_equal(best_items(scores, count), order[np.isfinite(scores[order])][:count])
+
+
+def test_recommendations_are_the_best_scores_without_what_is_barred(tiny: Any, pte_engine: ExecutorchEngine) -> None:
+    history, barred = np.array([3, 1, 4], np.int64), np.zeros(51, np.bool_)
+    barred[[0, 7, 9]] = True
+    scores = pte_engine.score(tiny.vector, history)
+    items, values = pte_engine.recommend(tiny.vector, history, barred)
+    scores[barred] = -np.inf
+    np.testing.assert_array_equal(items, np.argsort(-scores, kind="stable")[:10])
+    np.testing.assert_array_equal(values, scores[items])
+    items, _ = pte_engine.recommend(tiny.vector, history)
+    assert not set(items) & {0, 1, 3, 4}
+    barred[:] = True
+    barred[8] = False
+    assert pte_engine.recommend(tiny.vector, history, barred)[0].tolist() == [8]
+
+
+def test_an_empty_history_scores_as_eager_does(tiny: Any, pte_engine: ExecutorchEngine) -> None:
+    from ownlet.shared.lora import applied
+
+    with torch.no_grad(), applied(tiny.model, tiny.spec.split(torch.from_numpy(tiny.vector))):
+        want = tiny.model.score_last(torch.zeros(1, 12, dtype=torch.int64), torch.ones(1, dtype=torch.int64))[0, 1:]
+    got = pte_engine.score(tiny.vector, np.zeros(0, np.int64))[1:]
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [51, -1, 2**40])
+def test_a_number_that_is_no_item_is_refused(tiny: Any, pte_engine: ExecutorchEngine, wrong: int) -> None:
+    history = np.array([3, wrong, 4], np.int64)
+    with pytest.raises(DataError, match=f"item must be a number from 1 to 50, got item={wrong}"):
+        pte_engine.recommend(tiny.vector, history)
+    windows = replace(windows_of(30), target=np.full((5, 6), wrong))
+    with pytest.raises(DataError, match=f"item must be a number from 0 to 50, got item={wrong}"):
+        one_user(pte_engine, tiny.vector, windows, PLAN, 0)
+    with pytest.raises(DataError, match="item must be a number"):
+        pte_engine.loss(tiny.vector, windows)
+
+
+def test_padding_is_no_event_of_a_history(tiny: Any, pte_engine: ExecutorchEngine) -> None:
+    with pytest.raises(DataError, match="from 1 to 50, got item=0"):
+        pte_engine.score(tiny.vector, np.array([3, 0, 4], np.int64))
+
+
+def test_steps_yield_every_vector_of_a_training(tiny: Any, pte_engine: ExecutorchEngine) -> None:
+    windows = windows_of(30)
+    vectors = list(pte_engine.steps(tiny.vector, windows, PLAN, AesNoise.seeded(SEED)))
+    assert len(vectors) == PLAN.steps
+    np.testing.assert_array_equal(vectors[-1], one_user(pte_engine, tiny.vector, windows, PLAN, SEED))
+    shorter = replace(PLAN, steps=4)
+    np.testing.assert_array_equal(vectors[3], one_user(pte_engine, tiny.vector, windows, shorter, SEED))
+    assert len({vector.tobytes() for vector in vectors}) == PLAN.steps  # each in memory of its own
+
+
+def test_a_plan_that_the_program_cannot_run_is_refused_before_anything_is_drawn(
+    tiny: Any, pte_engine: ExecutorchEngine
+) -> None:
+    plan = replace(PLAN, num_negatives=5)
+    with pytest.raises(ConfigError, match="num_negatives must be 0"):
+        pte_engine.check_plan(plan)
+    with pytest.raises(ConfigError, match="num_negatives must be 0"):
+        one_user(pte_engine, tiny.vector, windows_of(30), plan, 0)
+
+
+def test_threads_that_recommend_and_train_at_once_get_what_they_would_alone(
+    tiny: Any, pte_engine: ExecutorchEngine
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    windows, history = windows_of(30), np.arange(1, 9, dtype=np.int64)
+    alone = one_user(pte_engine, tiny.vector, windows, PLAN, SEED), pte_engine.score(tiny.vector, history)
+    with ThreadPoolExecutor(4) as pool:
+        trained = [pool.submit(one_user, pte_engine, tiny.vector, windows, PLAN, SEED) for _ in range(8)]
+        scored = [pool.submit(pte_engine.score, tiny.vector, history) for _ in range(80)]
+    for future in trained:
+        np.testing.assert_array_equal(future.result(), alone[0])
+    for future in scored:
+        np.testing.assert_array_equal(future.result(), alone[1])
+
+
+def test_an_item_table_of_another_size_than_the_manifests_is_refused(tiny: Any, tiny_bundle: Path) -> None:
+    program, manifest = Program(tiny_bundle / "program.pte"), read_manifest(tiny_bundle)
+    with pytest.raises(BundleError, match="items must be 50, the catalogue, got 49"):
+        ExecutorchEngine(program, tiny.spec, manifest, np.zeros((16, 49), np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import torch
 
 from ownlet.export import bundle as bundle_module
 from ownlet.export.bundle import write_bundle
-from ownlet.export.programs import FrozenBase, Method, ProgramShape, build_methods
+from ownlet.export.frozen import FrozenBase
+from ownlet.export.programs import Method, ProgramShape, build_methods
 from ownlet.export.verify import verify_program
-from ownlet.shared.adapter import load_adapter
-from ownlet.shared.config import WindowConfig
+from ownlet.shared.adapter import hash_state, load_adapter
+from ownlet.shared.base import load_base_weights
+from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import BundleError, ConfigError
 from ownlet.shared.interactions import Item
 from ownlet.shared.manifest import FORMAT_VERSION, read_manifest
 
 WINDOWS = WindowConfig(window_length=6)
-FILES = ["adapter.safetensors", "items.jsonl", "manifest.json", "program.pte"]
+HASHED = ["adapter.safetensors", "items.jsonl", "items.safetensors", "program.pte"]
+FILES = sorted([*HASHED, "manifest.json"])
 
 
 @pytest.fixture
@@ -30,21 +34,21 @@ def copied(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "copied"))
 
 
-def methods_of(tiny: Any, top_k: int = 10) -> tuple[FrozenBase, tuple[Method, ...]]:
+def methods_of(tiny: Any) -> tuple[FrozenBase, tuple[Method, ...]]:
     base = FrozenBase.of(tiny.model)
-    return base, build_methods(base, tiny.spec, ProgramShape(windows=WINDOWS, batch=2, top_k=top_k))
+    return base, build_methods(base, tiny.spec, ProgramShape(windows=WINDOWS, batches=(1, 2), capacity=1050))
 
 
 def test_a_bundle_holds_what_its_manifest_says(tiny: Any, tiny_bundle: Path) -> None:
     manifest = read_manifest(tiny_bundle)
     assert sorted(path.name for path in tiny_bundle.iterdir()) == FILES
     assert (manifest.base_hash, manifest.adapter_version) == (tiny.spec.base_hash, 3)
-    assert (manifest.num_items, manifest.max_length, manifest.batch, manifest.top_k) == (50, 12, 2, 10)
-    assert manifest.windows == WINDOWS
-    assert {m.name for m in manifest.methods} == {"score", "recommend", "step", "loss"}
-    step = next(m for m in manifest.methods if m.name == "step")
-    assert [(a.name, a.shape, a.dtype) for a in step.arguments] == [
+    assert (manifest.num_items, manifest.max_length, manifest.capacity, manifest.top_k) == (50, 12, 1050, 10)
+    assert (manifest.windows, manifest.batches, manifest.federation) == (WINDOWS, (1, 2), None)
+    assert {m.name for m in manifest.methods} == {"score", "step_1", "step_2", "loss"}
+    assert [(a.name, a.shape, a.dtype) for a in manifest.method("step_2").arguments] == [
         ("vector", (tiny.spec.size,), "float32"),
+        ("items", (16, -1), "float32"),
         ("history", (2, 6), "int64"),
         ("target", (2, 6), "int64"),
         ("valid", (2, 6), "float32"),
@@ -52,13 +56,16 @@ def test_a_bundle_holds_what_its_manifest_says(tiny: Any, tiny_bundle: Path) -> 
         ("clip", (), "float32"),
         ("rate", (), "float32"),
     ]
+    assert [(r.name, r.shape) for r in manifest.method("score").results] == [("scores", (1, -1))]
+    with pytest.raises(BundleError, match="must have method 'recommend'"):
+        manifest.method("recommend")
     _, vector, _ = load_adapter(tiny_bundle / "adapter.safetensors", base_hash=manifest.base_hash)
     np.testing.assert_array_equal(vector, tiny.vector)
     first = json.loads((tiny_bundle / "items.jsonl").read_text().splitlines()[0])
     assert first == {"item": 1, "id": "item-1", "title": "Title 1"}
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "items.jsonl", "program.pte"])
+@pytest.mark.parametrize("name", HASHED)
 def test_a_flipped_bit_is_refused_by_file_name(copied: Path, name: str) -> None:
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -67,7 +74,7 @@ def test_a_flipped_bit_is_refused_by_file_name(copied: Path, name: str) -> None:
         read_manifest(copied)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "items.jsonl", "program.pte"])
+@pytest.mark.parametrize("name", HASHED)
 def test_a_truncated_or_missing_file_is_refused_by_name(copied: Path, name: str) -> None:
     (copied / name).write_bytes((copied / name).read_bytes()[:-1])
     with pytest.raises(BundleError, match=rf"{name} must have \d+ bytes"):
@@ -84,7 +91,7 @@ def test_an_altered_newer_broken_or_missing_manifest_is_refused(copied: Path) ->
     with pytest.raises(BundleError, match="must match its own hash"):
         read_manifest(copied)
     path.write_text(json.dumps({**raw, "format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(BundleError, match=f"format must be at most {FORMAT_VERSION}, got format_version=2"):
+    with pytest.raises(BundleError, match=f"format must be {FORMAT_VERSION}, got format_version=3"):
         read_manifest(copied)
     path.write_text("[]")
     with pytest.raises(BundleError, match="readable JSON"):
@@ -98,16 +105,17 @@ def test_a_bundle_that_does_not_agree_is_never_left_and_the_old_one_stays(
     tiny: Any, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = (copied / "program.pte").read_bytes()
-    other = torch.from_numpy(tiny.model.item_embedding.weight.detach().numpy().copy())
-    monkeypatch.setattr(bundle_module, "lower", lambda methods, backend: program)  # a program of other weights
-    arguments: dict[str, Any] = {"version": 4, "items": tiny.items, "windows": WINDOWS, "batch": 2, "top_k": 10}
+    weight = tiny.model.blocks[0].output.weight
+    other = weight.detach().clone()
+    monkeypatch.setattr(
+        bundle_module, "lower", lambda methods, backend, capacity: program
+    )  # a program of other weights
+    arguments: dict[str, Any] = {"version": 4, "items": tiny.items, "windows": WINDOWS, "batches": (1, 2)}
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     with torch.no_grad():
-        tiny.model.item_embedding.weight[1:].mul_(1.01)
+        weight.mul_(1.1)
     try:
         from dataclasses import replace
-
-        from ownlet.shared.adapter import hash_state
 
         spec = replace(tiny.spec, base_hash=hash_state(tiny.model.state_dict()))
         for target in (copied, copied.parent / "fresh"):
@@ -115,14 +123,15 @@ def test_a_bundle_that_does_not_agree_is_never_left_and_the_old_one_stays(
                 write_bundle(target, tiny.model, spec, tiny.vector, **arguments)
     finally:
         with torch.no_grad():
-            tiny.model.item_embedding.weight.copy_(other)
+            weight.copy_(other)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     assert [path.name for path in copied.parent.iterdir()] == ["copied"]
 
 
 def test_a_verified_bundle_replaces_an_old_one(tiny: Any, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (copied / "program.pte").read_bytes()
-    monkeypatch.setattr(bundle_module, "lower", lambda methods, backend: program)  # the right one, without the wait
+    monkeypatch.setattr(bundle_module, "lower", lambda methods, backend, capacity: program)  # without the wait
+    federation = FederationConfig(rounds=7, unit="none", clip_norm=math.inf, plan=Plan(steps=2))
     manifest = write_bundle(
         copied,
         tiny.model,
@@ -131,10 +140,14 @@ def test_a_verified_bundle_replaces_an_old_one(tiny: Any, copied: Path, monkeypa
         version=4,
         items=tiny.items,
         windows=WINDOWS,
-        batch=2,
-        top_k=10,
+        batches=(1, 2),
+        federation=federation,
+        with_base=True,
     )
     assert read_manifest(copied) == manifest
+    assert manifest.federation == federation  # its infinite numbers too
+    assert "Infinity" not in (copied / "manifest.json").read_text()  # which other languages' readers refuse
+    assert hash_state(load_base_weights(copied / "base.safetensors").state_dict()) == manifest.base_hash
     assert manifest.adapter_version == 4
     assert [path.name for path in copied.parent.iterdir()] == ["copied"]
 
@@ -167,13 +180,11 @@ def test_verify_accepts_the_program_and_names_the_method_that_disagrees(tiny: An
 
     from dataclasses import replace
 
-    for name in ("score", "recommend", "step", "loss"):
+    for name in ("score", "step_1", "step_2", "loss"):
         wrong = tuple(
-            replace(m, function=lambda *a, f=m.function: tuple(r + 0.01 for r in f(*a))) if m.name == name else m
+            replace(m, reference=lambda *a, f=m.reference: tuple(r + 0.01 for r in f(*a))) if m.name == name else m
             for m in methods
         )
-        if name == "score":  # recommend is judged by score, so that one alone
-            wrong = tuple(m for m in wrong if m.name == "score")
         with pytest.raises(BundleError, match=f"method {name} must agree with eager"):
             verify_program(tiny_bundle / "program.pte", wrong, base, tiny.spec)
 
@@ -187,28 +198,25 @@ def test_a_frozen_base_has_the_very_numbers_of_the_base(tiny: Any) -> None:
     assert type(tiny.model) is not FrozenBase
 
 
-def test_ties_come_in_the_order_of_torch_topk(tiny: Any, tiny_bundle: Path) -> None:
-    from ownlet.shared.program import Program
-
-    seen = np.ones(51, np.bool_)
-    seen[[4, 8, 15]] = False  # three items are left, and 47 tie at minus infinity
-    _, methods = methods_of(tiny)
-    recommend = next(m for m in methods if m.name == "recommend")
-    history, length = np.zeros((1, 12), np.int64), np.array([1])
-    items, scores = Program(tiny_bundle / "program.pte").run("recommend", tiny.vector, history, length, seen)
-    want = recommend.function(*(torch.from_numpy(x) for x in (tiny.vector, history, length, seen)))
-    assert items.tolist() == want[0].tolist()
-    assert set(items[:3].tolist()) == {4, 8, 15}
-    assert np.isneginf(scores[3:]).all()
+def test_larger_steps_are_left_out_where_their_scores_would_take_too_much_memory() -> None:
+    assert bundle_module._fitting_batches(20, 6_000) == (1, 4, 16)
+    assert bundle_module._fitting_batches(20, 200_000) == (1, 4)
+    assert bundle_module._fitting_batches(20, 2_000_000) == (1,)
 
 
 @pytest.mark.parametrize(
     "shape, rule",
     [
-        (ProgramShape(windows=WindowConfig(window_length=13)), "row_length must be at most max_length 12"),
-        (ProgramShape(windows=WINDOWS, top_k=51), "top_k must be at most num_items 50"),
+        (ProgramShape(windows=WindowConfig(window_length=13), capacity=50), "row_length must be at most max_length 12"),
+        (ProgramShape(windows=WINDOWS, capacity=49), "capacity must be at least num_items 50"),
     ],
 )
 def test_a_shape_that_does_not_fit_the_base_is_refused(tiny: Any, shape: ProgramShape, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         build_methods(FrozenBase.of(tiny.model), tiny.spec, shape)
+
+
+@pytest.mark.parametrize("batches", [(), (4, 1), (1, 1), (0, 4)])
+def test_batches_that_do_not_rise_are_refused(batches: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="batches must be rising numbers, at least 1"):
+        ProgramShape(windows=WINDOWS, batches=batches, capacity=50)

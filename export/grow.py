@@ -1,0 +1,113 @@
+"""A longer catalogue beside the same program: new items reach devices without a new program or adapter.
+
+The item table is an input of the program, so a bundle grows by a wider table and more lines in ``items.jsonl``. Where
+the new vectors come from is the base's business: ``vectors_of`` gives those of items that are known by content alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ownlet.export.bundle import check_items, items_lines, replaced
+from ownlet.shared.adapter import load_adapter
+from ownlet.shared.content import content_vectors
+from ownlet.shared.errors import BundleError, require
+from ownlet.shared.interactions import Item
+from ownlet.shared.item_table import open_item_table, save_item_table
+from ownlet.shared.manifest import (
+    ADAPTER_FILE,
+    ITEMS_FILE,
+    PROGRAM_FILE,
+    TABLE_FILE,
+    Manifest,
+    describe_file,
+    read_manifest,
+    write_manifest,
+)
+from ownlet.shared.model import SASRec
+from ownlet.shared.program import Program
+from ownlet.shared.store import write_atomic
+
+__all__ = ["grow_catalogue", "vectors_of"]
+
+_TOLERANCE = 1e-5
+
+
+def grow_catalogue(bundle: Path, folder: Path, items: Sequence[Item], vectors: NDArray[np.float32]) -> Manifest:
+    """Write a bundle with more items, the same program and the same adapter, and check it with the program.
+
+    ``base_hash`` stays that of the base that the adapter was trained for. ``base.safetensors`` is left out: it knows
+    nothing of the new items.
+
+    Args:
+        bundle: an existing bundle.
+        folder: where the new one goes; it may be the same.
+        items: the new items alone, numbered on from the bundle's last.
+        vectors: (new items, d) their vectors, comparable with the base's own.
+
+    Returns:
+        The new manifest, read back.
+
+    Raises:
+        ConfigError: items or vectors that do not fit the bundle, or more than its program takes.
+        BundleError: the bundle is damaged, or the program does not score the longer table as it should.
+    """
+    old = read_manifest(bundle)
+    table = open_item_table(bundle / TABLE_FILE)  # (d, num_items)
+    known = _read_items(bundle / ITEMS_FILE)
+    check_items([*known, *items])
+    shape = (len(items), len(table))
+    require(vectors.shape == shape and len(items) > 0, f"vectors must have shape {shape}", shape=vectors.shape)
+    total = old.num_items + len(items)
+    require(total <= old.capacity, f"items must be at most {old.capacity}, the program's capacity", items=total)
+    grown = np.concatenate([table, np.asarray(vectors, np.float32).T], axis=1)
+    with replaced(folder) as work:
+        for name in (ADAPTER_FILE, PROGRAM_FILE):
+            shutil.copyfile(bundle / name, work / name)
+        save_item_table(work / TABLE_FILE, grown)
+        write_atomic(work / ITEMS_FILE, items_lines([*known, *items]).encode())
+        _check_scores(work, old, table, grown)
+        names = (ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, ITEMS_FILE)
+        files = {name: describe_file(work / name) for name in names}
+        write_manifest(work, replace(old, num_items=total, files=files))
+        return read_manifest(work)
+
+
+def vectors_of(model: SASRec, items: Sequence[Item]) -> NDArray[np.float32]:
+    """Return vectors (items, d) of items that the base was not trained on: projected content, without an id embedding.
+
+    Args:
+        model: a base whose content vectors are those of ``shared.content``.
+        items: any items; their numbers do not matter.
+    """
+    content = torch.from_numpy(content_vectors(items, model.content.shape[1])[1:])
+    with torch.no_grad():
+        return model.content_projection(content).numpy()  # type: ignore[no-any-return]
+
+
+def _read_items(path: Path) -> list[Item]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [Item(number=row["item"], id=row["id"], title=row["title"]) for row in rows]
+
+
+def _check_scores(work: Path, old: Manifest, table: NDArray[np.float32], grown: NDArray[np.float32]) -> None:
+    """Known items must score as they did, and new ones as their vectors say."""
+    _, vector, _ = load_adapter(work / ADAPTER_FILE, base_hash=old.base_hash)
+    program = Program(work / PROGRAM_FILE)
+    history = np.zeros((1, old.max_length), np.int64)
+    history[0] = 1 + np.arange(old.max_length) % old.num_items
+    length = np.array([old.max_length], np.int64)
+    (before,), (after,) = (program.run("score", vector, items, history, length) for items in (table, grown))
+    hidden, *_ = np.linalg.lstsq(table.T.astype(np.float64), before[0].astype(np.float64), rcond=None)
+    want = np.concatenate([before[0], hidden @ grown[:, table.shape[1] :]])
+    scale = max(1.0, float(np.abs(want).max()))
+    if after.shape != (1, len(want)) or np.abs(after[0] - want).max() > _TOLERANCE * 100 * scale:
+        raise BundleError(f"grown table must score as its vectors say, got another result from {PROGRAM_FILE}")
