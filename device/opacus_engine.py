@@ -152,7 +152,7 @@ class OpacusEngine:
         row, lengths = pad_histories([kept], self._eager.config.max_length)
         with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
             scores = self._eager.score_last(torch.from_numpy(row), torch.from_numpy(lengths))
-        return scores[0].numpy()  # type: ignore[no-any-return]
+        return scores[0].numpy()
 
     def recommend(
         self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_]

@@ -1,12 +1,12 @@
 """Runs the methods of a ``.pte`` file on NumPy arrays.
 
 The one place that touches the ExecuTorch runtime. Its Python binding takes and returns torch tensors, so torch is
-imported here to hold memory; no autograd, no module and no torch kernel takes part in a call.
+imported here to hold memory, and before the binding, which needs its libraries; no autograd, no module and no torch
+kernel takes part in a call.
 """
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ class Program:
             self._program = _portable_lib._load_program(str(path), program_verification=consistency)
         except (RuntimeError, OSError, ValueError) as error:
             raise BundleError(f"program must be loadable by this ExecuTorch runtime, got {path}: {error}") from error
-        self._methods = frozenset(self._program.method_names)
+        names = [self._program.get_method_name(number) for number in range(self._program.num_methods())]
+        self._methods: dict[str, Any] = dict.fromkeys(names)  # loaded when they are first called
 
     @property
     def methods(self) -> frozenset[str]:
         """Names of the methods. Each takes its memory when it is first called."""
-        return self._methods
+        return frozenset(self._methods)
 
     def run(self, method: str, *arguments: Array | float) -> tuple[Array, ...]:
         """Call a method.
@@ -66,7 +67,9 @@ class Program:
             raise BundleError(f"program must have method {method!r}, got {sorted(self._methods)}")
         tensors = [torch.from_numpy(_readable(argument)) for argument in arguments]
         try:
-            results = self._program.load_method(method).execute(tensors)
+            if self._methods[method] is None:
+                self._methods[method] = self._program.load_method(method)
+            results = self._methods[method](tensors)  # copies of what the method's own memory holds
         except RuntimeError as error:
             shapes = [tuple(tensor.shape) for tensor in tensors]
             raise BundleError(f"method {method} must accept its arguments, got shapes={shapes}: {error}") from error

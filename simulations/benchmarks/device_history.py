@@ -1,0 +1,59 @@
+"""Does a long history slow a device down? ``recommend`` with few and with many recorded events, taking turns."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from ownlet.device import Personalizer
+from ownlet.device.history import EventHistory
+from ownlet.device.state import StateFolder
+from ownlet.shared.manifest import ITEMS_FILE
+from ownlet.simulations.benchmarks.turns import take_turns
+
+__all__ = ["recommend_milliseconds"]
+
+
+def recommend_milliseconds(
+    bundle: Path, events: tuple[int, int] = (100, 100_000), *, repeats: int = 100, warmup: int = 10, seed: int = 0
+) -> dict[int, float]:
+    """Time ``recommend`` right after one more event was recorded, so that there is something new to read.
+
+    Args:
+        bundle: any.
+        events: two numbers of recorded events.
+        repeats: timed calls; the median is returned.
+        warmup: calls before them that are not timed.
+        seed: of the items.
+
+    Returns:
+        number of events -> milliseconds.
+    """
+    items = [json.loads(line)["id"] for line in (bundle / ITEMS_FILE).read_text().split("\n") if line]
+    rng = random.Random(seed)
+    with ExitStack() as stack:
+        personalizers = []
+        for count in events:
+            folder = StateFolder.make(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            history = EventHistory(folder.history)
+            history.record_many((rng.choice(items[: len(items) // 2]), float(second)) for second in range(count))
+            history.close()
+            personalizers.append(stack.enter_context(Personalizer.open(bundle, folder.root)))
+        for personalizer in personalizers:
+            personalizer.recommend(1)
+        first, second = take_turns(
+            lambda: personalizers[0].recommend(10),
+            lambda: personalizers[1].recommend(10),
+            repeats=repeats,
+            warmup=warmup,
+            before=lambda: _record_one(personalizers, items[0]),
+        )
+    return {events[0]: first * 1e3, events[1]: second * 1e3}
+
+
+def _record_one(personalizers: list[Personalizer], item: str) -> None:
+    for personalizer in personalizers:
+        personalizer.record(item)
