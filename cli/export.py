@@ -11,6 +11,13 @@ import typer
 __all__ = ["export"]
 
 
+class QuantizeChoice(StrEnum):
+    """How the item table is stored."""
+
+    none = "none"
+    int8 = "int8"
+
+
 class BackendChoice(StrEnum):
     """The kernels that the program uses."""
 
@@ -36,6 +43,9 @@ def export(
         int | None, typer.Option(help="Items that the catalogue may grow to. Default: twice as many as now.")
     ] = None,
     backend: Annotated[BackendChoice, typer.Option(help="Kernels.")] = BackendChoice.xnnpack,
+    quantize: Annotated[
+        QuantizeChoice, typer.Option(help="Store the item table as int8, in a quarter of the bytes.")
+    ] = QuantizeChoice.none,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Also write the base's weights, for devices that train with PyTorch.")
     ] = False,
@@ -72,6 +82,7 @@ def export(
             capacity=capacity,
             backend=backend.value,
             with_base=with_base,
+            quantize=quantize.value,
         )
     for name, file in manifest.files.items():
         console.print(f"{out / name}: {file.size_bytes:,} bytes", highlight=False, soft_wrap=True)

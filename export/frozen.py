@@ -41,6 +41,10 @@ class FrozenBase(SASRec):
         """Return the table as a device program reads it: (d, num_items), column i - 1 belongs to item i."""
         return self.items[1:].T.contiguous()
 
+    def use_columns(self, columns: Tensor) -> None:
+        """Take another item table (d, num_items), such as one that was rounded to be stored."""
+        self.items = torch.cat([self.items[:1], columns.T])
+
     def embed_columns(self, columns: Tensor, history: Tensor, is_event: Tensor | None = None) -> Tensor:
         """Do what ``embed`` does with a table of columns.
 

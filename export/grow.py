@@ -72,9 +72,9 @@ def grow_catalogue(bundle: Path, folder: Path, items: Sequence[Item], vectors: N
     with replaced(folder) as work:
         for name in (ADAPTER_FILE, PROGRAM_FILE):
             shutil.copyfile(bundle / name, work / name)
-        save_item_table(work / TABLE_FILE, grown)
+        save_item_table(work / TABLE_FILE, grown, quantize=old.quantize)
         write_atomic(work / ITEMS_FILE, items_lines([*known, *items]).encode())
-        _check_scores(work, old, table, grown)
+        _check_scores(work, old, table, open_item_table(work / TABLE_FILE))
         names = (ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, ITEMS_FILE)
         files = {name: describe_file(work / name) for name in names}
         write_manifest(work, replace(old, num_items=total, files=files))

@@ -22,6 +22,7 @@ from typing import Any
 
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import BundleError
+from ownlet.shared.item_table import Quantize
 from ownlet.shared.store import write_atomic
 
 __all__ = [
@@ -94,6 +95,7 @@ class Manifest:
         files: every file but the manifest.
         versions: packages that made the bundle.
         federation: the public numbers of the federated run that this bundle belongs to, if it belongs to one.
+        quantize: how the item table is stored: ``none`` (float32) or ``int8``.
     """
 
     backend: str
@@ -109,6 +111,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     versions: Mapping[str, str]
     federation: FederationConfig | None = None
+    quantize: Quantize = "none"
 
     def method(self, name: str) -> MethodEntry:
         """Return a method by its name.

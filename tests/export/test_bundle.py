@@ -220,3 +220,24 @@ def test_a_shape_that_does_not_fit_the_base_is_refused(tiny: Any, shape: Program
 def test_batches_that_do_not_rise_are_refused(batches: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="batches must be rising numbers, at least 1"):
         ProgramShape(windows=WINDOWS, batches=batches, capacity=50)
+
+
+def test_a_bundle_with_an_int8_table_is_verified_as_devices_will_read_it_and_may_grow(
+    tiny: Any, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ownlet.device.executorch_engine import ExecutorchEngine
+    from ownlet.export.grow import grow_catalogue
+
+    program = (copied / "program.pte").read_bytes()
+    monkeypatch.setattr(bundle_module, "lower", lambda methods, backend, capacity: program)  # without the wait
+    arguments: dict[str, Any] = {"version": 3, "items": tiny.items, "windows": WINDOWS, "batches": (1, 2)}
+    manifest = write_bundle(
+        tmp_path / "small", tiny.model, tiny.spec, tiny.vector, capacity=1050, quantize="int8", **arguments
+    )
+    assert manifest.quantize == "int8"
+    history = np.array([3, 1, 4], np.int64)
+    small, full = (ExecutorchEngine.open(folder).score(tiny.vector, history) for folder in (tmp_path / "small", copied))
+    assert 0 < np.abs(small - full).max() < 0.05 * np.abs(full).max()
+    vectors = np.ones((1, 16), np.float32)
+    grown = grow_catalogue(tmp_path / "small", tmp_path / "grown", [Item(number=51, id="new")], vectors)
+    assert (grown.num_items, grown.quantize) == (51, "int8")
