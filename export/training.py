@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear as product
 
 from ownlet.export.frozen import FrozenBase, look_up
 from ownlet.export.parts import Back, Tape, block, layer_norm, sum_of_last
@@ -102,8 +103,8 @@ def _encode(base: FrozenBase, tape: Tape, columns: Tensor, history: Tensor) -> t
 def _softmax_gradient(hidden: Tensor, columns: Tensor, target: Tensor) -> Tensor:
     """Return d loss / d hidden of the softmax over all items, for hidden (batch, length, d)."""
     probabilities = torch.softmax(torch.mm(hidden.view(-1, hidden.shape[-1]), columns), dim=-1)  # (rows, num_items)
-    expected = torch.mm(columns, torch.permute_copy(probabilities, (1, 0)))  # (d, rows): the table is read as it lies
-    return (torch.permute_copy(expected, (1, 0)) - look_up(columns, target)).view(hidden.shape)
+    expected = product(probabilities, columns)  # (rows, d): the table is read as it lies, never transposed
+    return (expected - look_up(columns, target)).view(hidden.shape)
 
 
 def _gradients(spec: AdapterSpec, tape: Tape) -> Tensor:
