@@ -32,7 +32,7 @@ from ownlet.shared.noise import AesNoise
 from ownlet.shared.windows import Windows, cut_windows
 from ownlet.simulations.benchmarks.processes import last_json, run_command
 
-__all__ = ["main", "measure", "measure_memory"]
+__all__ = ["SIZES", "main", "measure", "measure_memory", "measure_sizes", "random_base"]
 
 SIZES = (1_000, 3_000, 10_000, 100_000)
 STEP_SIZE = 3_000  # the catalogue whose step is reported under "step"
@@ -141,7 +141,7 @@ def measure_sizes(sizes: Sequence[int], *, repeats: int = 30, config: ModelConfi
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            model, spec = _random_base(size, config or ModelConfig())
+            model, spec = random_base(size, config or ModelConfig())
             items = tuple(Item(number=number, id=str(number)) for number in range(1, size + 1))
             bundle, start = Path(folder) / str(size), time.perf_counter()
             vector = initial_adapter(spec, seed=0)
@@ -196,7 +196,8 @@ class _Eager:
         return dp_sgd_step(self._base, self._spec, start, history, target, valid, drawn, clip, rate)
 
 
-def _random_base(num_items: int, config: ModelConfig) -> tuple[SASRec, AdapterSpec]:
+def random_base(num_items: int, config: ModelConfig) -> tuple[SASRec, AdapterSpec]:
+    """Return a base with random weights, the same ones every time, and the spec of the adapter attached to it."""
     from ownlet.shared.lora import attach_adapter
 
     with torch.random.fork_rng():
