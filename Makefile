@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth lint typecheck check lock clean
+.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,13 +32,16 @@ test: install  ## run the fast tests
 test-slow: install  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: bench-cohort bench-growth  ## run all benchmarks; tables on the terminal, files in bench/
+bench: bench-cohort bench-growth bench-device  ## run all benchmarks; tables on the terminal, files in bench/
 
 bench-cohort: install  ## users per second beside Flower with Opacus and pfl; writes bench/cohort.json
 	$(BIN)/python -m ownlet.simulations.benchmarks.users_per_second --cohorts 50,500,5000
 
 bench-growth: install  ## time and memory against users, cohort, rank and catalogue; writes bench/growth.json and .png
 	$(BIN)/python -m ownlet.simulations.benchmarks.growth
+
+bench-device: install  ## latency, size and memory of the device program, ledger, faults; writes bench/device.json
+	$(BIN)/python -m ownlet.simulations.benchmarks.device
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .

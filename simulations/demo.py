@@ -116,7 +116,7 @@ def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress) -> Demo
     everything = baselines | ranks_by_label(results)
     report = _report(config, setting, results, everything, device)
     page = write_report(folder.path / "report.html", report)
-    folder.write_summary(_summary(everything, report, setting.facts, device, time.monotonic() - started))
+    folder.write_summary(_summary(everything, report, setting.facts, time.monotonic() - started))
     return DemoResult(
         report=report,
         agreement=agreement,
@@ -212,7 +212,10 @@ def _report(
         bytes_up_per_user_round=up,
         bytes_down_per_user_round=down,
         program_bytes=int(device["program_bytes"]),
-        latencies=tuple(Latency(method=name, **device[name]) for name in ("recommend", "step")),
+        latencies=tuple(
+            Latency(method=name, pte_ms=device[name]["pte_ms"], eager_ms=device[name]["eager_ms"])
+            for name in ("recommend", "step")
+        ),
         runs=tuple(_run_record(run, result.seed) for result in results for run in result.runs),
         base_by_round=summarise(np.stack([r.runs[0].public[0].ranks for r in results]))["ndcg@10"],
         privacy=tuple(_privacy_row(run) for run in first.runs if run.config.unit == "user"),
@@ -287,7 +290,7 @@ def _metric_rows(result: SeedResult) -> list[dict[str, object]]:
 
 
 def _summary(
-    everything: dict[str, Any], report: ReportData, facts: dict[str, object], device: dict[str, Any], seconds: float
+    everything: dict[str, Any], report: ReportData, facts: dict[str, object], seconds: float
 ) -> dict[str, object]:
     return {
         "command": "demo",
@@ -308,5 +311,8 @@ def _summary(
             "bytes_up_per_user_round": report.bytes_up_per_user_round,
             "bytes_down_per_user_round": report.bytes_down_per_user_round,
         },
-        "device": device,
+        "device": {
+            "program_bytes": report.program_bytes,
+            **{found.method: {"pte_ms": found.pte_ms, "eager_ms": found.eager_ms} for found in report.latencies},
+        },
     }

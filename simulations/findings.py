@@ -97,7 +97,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Median time of one call of a program's method, in milliseconds, beside the same call in eager PyTorch."""
+    """Median time of one thing that a device does, in milliseconds, beside the same in eager PyTorch."""
 
     method: str
     pte_ms: float

@@ -69,7 +69,7 @@ def run_faults(bundle: Path, kills: int, seed: int = 0, on_fault: Callable[[str]
     """
     require(kills >= 1, "kills must be at least 1", kills=kills)
     import dp_accounting.pld  # noqa: F401  (here once, rather than in every child)
-    import executorch.runtime  # noqa: F401
+    import executorch.extension.pybindings._portable_lib  # noqa: F401
 
     found = {}
     for name, fault in FAULTS.items():
