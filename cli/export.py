@@ -49,11 +49,15 @@ def export(
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Also write the base's weights, for devices that train with PyTorch.")
     ] = False,
+    golden: Annotated[
+        Path | None, typer.Option(help="Folder for golden vectors, with which a port to a phone proves itself.")
+    ] = None,
 ) -> None:
     """Write base and adapter as an ExecuTorch bundle, and verify every method against PyTorch before it appears."""
     from rich.console import Console
 
     from ownlet.export.bundle import write_bundle
+    from ownlet.export.golden import write_golden
     from ownlet.shared.adapter import hash_state, initial_adapter, load_adapter
     from ownlet.shared.config import AdapterConfig, WindowConfig
     from ownlet.shared.lora import attach_adapter, attach_spec
@@ -84,6 +88,8 @@ def export(
             with_base=with_base,
             quantize=quantize.value,
         )
+        if golden is not None:
+            write_golden(out, golden, model)
     for name, file in manifest.files.items():
         console.print(f"{out / name}: {file.size_bytes:,} bytes", highlight=False, soft_wrap=True)
 

@@ -69,7 +69,7 @@ def measure_device(sizes: Sequence[int], repeats: int, kills: int) -> dict[str, 
     ledger = charge_milliseconds(_LEDGER_ENTRIES, repeats=repeats)
     with tempfile.TemporaryDirectory() as folder:
         bundle = _small_bundle(Path(folder) / "bundle")
-        events = {str(count): ms for count, ms in recommend_milliseconds(bundle, repeats=repeats).items()}
+        events = recommend_milliseconds(bundle, repeats=repeats)
         faults = last_json(_run("device_faults", "--bundle", str(bundle), "--kills", str(kills)))
     for name, counted in last_json(_run("ledger_faults", "--kills", str(kills))).items():
         faults[f"ledger_{name}"] = {"trials": counted["trials"], "losses": counted["losses"]}

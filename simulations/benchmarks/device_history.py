@@ -6,6 +6,7 @@ import json
 import random
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from ownlet.device import Personalizer
@@ -19,7 +20,7 @@ __all__ = ["recommend_milliseconds"]
 
 def recommend_milliseconds(
     bundle: Path, events: tuple[int, int] = (100, 100_000), *, repeats: int = 100, warmup: int = 10, seed: int = 0
-) -> dict[int, float]:
+) -> dict[str, float]:
     """Time ``recommend`` right after one more event was recorded, so that there is something new to read.
 
     Args:
@@ -30,7 +31,7 @@ def recommend_milliseconds(
         seed: of the items.
 
     Returns:
-        number of events -> milliseconds.
+        number of events, as text -> milliseconds.
     """
     items = [json.loads(line)["id"] for line in (bundle / ITEMS_FILE).read_text().split("\n") if line]
     rng = random.Random(seed)
@@ -44,14 +45,16 @@ def recommend_milliseconds(
             personalizers.append(stack.enter_context(Personalizer.open(bundle, folder.root)))
         for personalizer in personalizers:
             personalizer.recommend(1)
-        first, second = take_turns(
-            lambda: personalizers[0].recommend(10),
-            lambda: personalizers[1].recommend(10),
+        seconds = take_turns(
+            {
+                str(count): partial(personalizer.recommend, 10)
+                for count, personalizer in zip(events, personalizers, strict=True)
+            },
             repeats=repeats,
             warmup=warmup,
             before=lambda: _record_one(personalizers, items[0]),
         )
-    return {events[0]: first * 1e3, events[1]: second * 1e3}
+    return {name: 1e3 * taken for name, taken in seconds.items()}
 
 
 def _record_one(personalizers: list[Personalizer], item: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.windows import Windows, cut_windows
 from ownlet.simulations.benchmarks.processes import last_json, run_command
+from ownlet.simulations.benchmarks.turns import take_turns
 
 __all__ = ["SIZES", "main", "measure", "measure_memory", "measure_sizes", "random_base"]
 
@@ -70,7 +70,7 @@ def measure(
         return {
             "program_bytes": (bundle / PROGRAM_FILE).stat().st_size,
             "bundle_bytes": sum(files),
-            "recommend": _medians(
+            "recommend": _milliseconds(
                 {
                     "pte_ms": lambda: engine.recommend(vector, history),
                     "eager_ms": lambda: eager.recommend(vector, history, manifest.top_k),
@@ -78,7 +78,7 @@ def measure(
                 repeats,
                 warmup,
             ),
-            "step": _medians(
+            "step": _milliseconds(
                 {
                     "pte_ms": lambda: engine.train(vector, [windows], PLAN, [AesNoise()]),
                     "eager_ms": lambda: eager.train(vector, windows, AesNoise()),
@@ -87,7 +87,7 @@ def measure(
                 repeats,
                 warmup,
             ),
-            "step_call": _medians(
+            "step_call": _milliseconds(
                 {
                     "pte_ms": lambda: engine._step(vector, windows, everyone, noise, PLAN.clip_norm, rate),
                     "eager_ms": lambda: eager.step(vector, windows, noise),
@@ -217,16 +217,8 @@ def _inputs(spec: AdapterSpec, manifest: Manifest, seed: int) -> tuple[Vector, n
     return vector.astype(np.float32), history, cut_windows(events, manifest.windows)[:NUM_WINDOWS]
 
 
-def _medians(calls: dict[str, Callable[[], object]], repeats: int, warmup: int) -> dict[str, float]:
-    """Return the median milliseconds of calls that take turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(kept) for name, kept in times.items()}
+def _milliseconds(calls: dict[str, Callable[[], object]], repeats: int, warmup: int) -> dict[str, float]:
+    return {name: 1e3 * seconds for name, seconds in take_turns(calls, repeats=repeats, warmup=warmup).items()}
 
 
 @contextmanager

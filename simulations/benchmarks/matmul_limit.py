@@ -86,15 +86,16 @@ def measure_limit(users: int = 32, *, repeats: int = 15, workload: Workload = _D
         with _Recorder() as recorder:
             step()
         pairs = [(torch.randn(first), torch.randn(second)) for first, second in recorder.shapes]
-        step_seconds, matmul_seconds = take_turns(step, lambda: _multiply(pairs), repeats=repeats, warmup=2)
+        calls = {"step": step, "products": lambda: _multiply(pairs)}
+        seconds = take_turns(calls, repeats=repeats, warmup=2)
     finally:
         torch.set_num_threads(threads)
     flops = sum(2 * int(np.prod(first)) * second[-1] for first, second in recorder.shapes)
     return MatmulLimit(
         flops=flops,
-        step_flops_per_second=flops / step_seconds,
-        matmul_flops_per_second=flops / matmul_seconds,
-        fraction=matmul_seconds / step_seconds,
+        step_flops_per_second=flops / seconds["step"],
+        matmul_flops_per_second=flops / seconds["products"],
+        fraction=seconds["products"] / seconds["step"],
     )
 
 

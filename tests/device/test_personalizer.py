@@ -659,6 +659,35 @@ def test_a_bundle_whose_adapter_is_of_another_base_is_refused(tiny: Any, tiny_bu
     assert not (tmp_path / "state").exists()
 
 
+def with_base(tiny: Any, bundle: Path, folder: Path) -> Path:
+    """Return a copy of a bundle that holds its base, as ``write_bundle(with_base=True)`` writes it."""
+    from ownlet.shared.base import save_base_weights
+    from ownlet.shared.manifest import BASE_FILE, describe_file, read_manifest, write_manifest
+
+    shutil.copytree(bundle, folder)
+    save_base_weights(folder / BASE_FILE, tiny.model)
+    manifest = read_manifest(bundle)
+    write_manifest(folder, replace(manifest, files={**manifest.files, BASE_FILE: describe_file(folder / BASE_FILE)}))
+    return folder
+
+
+def test_the_engine_opacus_does_what_the_program_does(tiny: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_base(tiny, tiny_bundle, tmp_path / "bundle")
+    found = []
+    for engine in ("executorch", "opacus"):
+        with Personalizer.open(bundle, tmp_path / engine, engine=engine) as personalizer:  # type: ignore[arg-type]
+            record_all(personalizer, HABIT)
+            report = personalizer.train(Plan(steps=20, learning_rate=0.5))
+            best = personalizer.recommend(5, exclude_seen=False)
+            update = personalizer.update(TERMS, noise=AesNoise.seeded(1))
+            assert update is not None
+            found.append((report, best, update))
+    (one, best, update), (other, best_of_other, update_of_other) = found
+    assert (one.loss_before, one.loss_after) == pytest.approx((other.loss_before, other.loss_after), rel=1e-4)
+    assert [r.item for r in best] == [r.item for r in best_of_other]
+    np.testing.assert_allclose(update.delta, update_of_other.delta, rtol=1e-4, atol=1e-6)
+
+
 def test_a_bundle_without_its_base_cannot_run_opacus(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="for the engine opacus"):
         Personalizer.open(tiny_bundle, tmp_path, engine="opacus")
