@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ownlet.shared.errors import PrivacyError
+from ownlet.shared.store import sync_folder
 
 __all__ = ["Entry", "append", "canonical", "locked", "parse_line", "read_tail", "signed_line", "whole_end"]
 
@@ -80,7 +81,7 @@ def locked(path: Path, *, create: bool = False, write: bool = True) -> Iterator[
     file = os.open(path, flags, 0o600)
     try:
         if new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         fcntl.flock(file, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
         yield file
     finally:
@@ -147,11 +148,3 @@ def append(file: int, end: int, lines: bytes) -> None:
 
 def _mac(body: bytes, key: bytes) -> str:
     return hmac.digest(key, body, "sha256").hex()
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -51,7 +51,7 @@ from ownlet.shared.versions import (
     version_path,
 )
 
-__all__ = ["Damage", "FileEntry", "Version", "VersionStore", "write_atomic"]
+__all__ = ["Damage", "FileEntry", "Version", "VersionStore", "sync_folder", "write_atomic"]
 
 _LOCK, _PUBLISH = "lock", ".publish."
 
@@ -73,7 +73,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):  # the error that brought us here says more
             os.unlink(name)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 class VersionStore:
@@ -134,7 +134,7 @@ class VersionStore:
                 self._point(0)
             try:
                 self._write(version, files)
-                _sync_folder(self._folder)
+                sync_folder(self._folder)
                 if make_current:
                     self._point(number)
             except BaseException:
@@ -317,7 +317,7 @@ class VersionStore:
             temporary.mkdir()
             for name, content in {**files, DOCUMENT_FILE: encode_version(version)}.items():
                 _write_new(temporary / name, content)
-            _sync_folder(temporary)
+            sync_folder(temporary)
             os.rename(temporary, version_path(self._folder, version.number))
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -334,7 +334,7 @@ class VersionStore:
     def _delete(self, numbers: list[int]) -> None:
         for number in numbers:
             os.rename(version_path(self._folder, number), self._folder / f"{number:06d}{REMOVED}")
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -365,7 +365,7 @@ def _write_new(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
@@ -380,7 +380,7 @@ def _make_folder(path: Path) -> None:
     if missing:
         path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _empty(folder: Path) -> None:
@@ -395,4 +395,4 @@ def _empty(folder: Path) -> None:
         else:
             child.unlink()
     if children:
-        _sync_folder(folder)
+        sync_folder(folder)
