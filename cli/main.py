@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
 from ownlet.cli.demo import demo
 from ownlet.cli.export import export
+from ownlet.cli.grow import grow
 from ownlet.cli.ledger import show, verify
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.simulate import simulate
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "store": store,
     "simulate": simulate,
     "export": export,
+    "grow": grow,
     "ledger show": show,
     "ledger verify": verify,
 }

@@ -16,7 +16,7 @@ import numpy as np
 
 from ownlet.shared.adapter import AdapterSpec, Vector, parse_adapter
 from ownlet.shared.delta import delta_of
-from ownlet.shared.errors import AdapterError
+from ownlet.shared.errors import AdapterError, StateError
 from ownlet.shared.seal import Seal
 from ownlet.shared.store import Version, VersionStore
 from ownlet.shared.tensors import pack, unpack
@@ -130,6 +130,17 @@ class PersonalAdapters:
         if version is None or version.metadata.get("spec") != self._spec.to_json():
             return None
         return self._read(version)
+
+    def use(self, number: int | None) -> None:
+        """Let another version serve, or none.
+
+        Raises:
+            StateError: no such version, or it is damaged, or belongs to another base.
+        """
+        specs = {version.number: version.metadata.get("spec") for version in self.store.versions()}
+        if number in specs and specs[number] != self._spec.to_json():
+            raise StateError(f"version must belong to this base and adapter shape, got version={number} of another")
+        self.store.set_current(number)
 
     def publish(self, personal: Vector, shared: Shared, metadata: Mapping[str, Any]) -> Personal:
         """Make a trained vector (P,) on top of ``shared`` the version in use; old ones beyond a few are deleted.

@@ -125,7 +125,7 @@ class Personalizer:
         engine: EngineName,
         policy: Policy,
         conditions: Conditions | None,
-        budget: Budget,
+        budget: Budget | None,
         retention: Retention,
         guard: Guard,
         key: bytes | None,
@@ -187,7 +187,8 @@ class Personalizer:
                 that was exported with its base.
             policy: when the device may train; by default always.
             conditions: tells charging, network, temperature and the like, where the policy asks for them.
-            budget: how much privacy may ever be spent, for each unit; by default epsilon 8 at delta 1e-6.
+            budget: how much privacy may ever be spent, for each unit; by default what the ledger says, and epsilon 8 at
+                delta 1e-6 where it is new.
             retention: how long events are kept; by default the latest 100,000.
             guard: how personal adapters are judged.
             key: 32 random bytes from the platform's key store. With it, events and personal adapters are encrypted at
@@ -206,7 +207,7 @@ class Personalizer:
             engine=engine,
             policy=policy or Policy(),
             conditions=conditions,
-            budget=budget or Budget(),
+            budget=budget,
             retention=retention or Retention(),
             guard=guard or Guard(),
             key=key,
@@ -426,13 +427,16 @@ class Personalizer:
     def rollback(self, version: int | None) -> None:
         """Let an earlier personal version serve; None for the shared adapter alone.
 
+        A version that was made on an earlier shared adapter serves only if it is no worse on top of the present one.
+
         Raises:
-            StateError: no such version, or it is damaged.
+            StateError: no such version, or it is damaged, or belongs to another base.
             StateBusyError: a training is running.
         """
         with self._state.folder.held():
-            self._state.personal.store.set_current(version or 0)
+            self._state.personal.use(version)
             self._learner.restart_drift()
+            self._learner.judge_again()
 
     def status(self) -> Status:
         """Return how the device stands: events, versions, hit rates, budget, and what a training waits for."""

@@ -4,14 +4,14 @@
     ├── ConfigError (ValueError)    a setting breaks its rule
     ├── DataError                   an input file or event cannot be read
     ├── AdapterError                an adapter does not fit its base, or is damaged
-    ├── StoreError                  a store of versions cannot be written, or lacks an intact version
     ├── BundleError                 a bundle is incomplete, altered or does not agree with eager
     ├── PrivacyError                a privacy rule would be broken
     │   └── BudgetExceededError     the next step would spend more than is allowed
     ├── FederationError             a round cannot go on
     │   └── ReplyRejectedError      one node's reply is not admitted
     ├── StateError                  a state folder cannot be used, or its disk refuses
-    │   └── StateBusyError          another training holds it
+    │   ├── StateBusyError          another training holds it
+    │   └── StoreError              a store of versions cannot be written, or lacks an intact version
     └── NotEligibleError            the device's policy does not allow training now
 
 Every message names the thing, the rule and the value: ``clip_norm must be positive, got clip_norm=-1.0``.
@@ -55,10 +55,6 @@ class AdapterError(OwnletError):
     """An adapter does not fit its base, or is damaged."""
 
 
-class StoreError(OwnletError):
-    """A store of versions cannot be written, or does not have the version that was asked for, whole and unaltered."""
-
-
 class BundleError(OwnletError):
     """A bundle is incomplete, altered, or does not agree with the eager model."""
 
@@ -81,6 +77,10 @@ class ReplyRejectedError(FederationError):
 
 class StateError(OwnletError):
     """A folder of state cannot be used: damaged, made with another key, or on a disk that refuses."""
+
+
+class StoreError(StateError):
+    """A store of versions cannot be written, or does not have the version that was asked for, whole and unaltered."""
 
 
 class StateBusyError(StateError):

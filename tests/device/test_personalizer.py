@@ -204,6 +204,32 @@ def test_versions_roll_back_and_forward(tiny_bundle: Path, tmp_path: Path) -> No
             personalizer.rollback(9)
 
 
+def test_going_back_to_a_version_of_an_earlier_shared_adapter_asks_whether_it_still_serves(
+    tiny: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with Personalizer.open(tiny_bundle, tmp_path / "state") as personalizer:
+        record_all(personalizer, HABIT)
+        assert personalizer.train(Plan(steps=20, learning_rate=0.5)).version == 1
+        personalizer.rollback(None)
+        personalizer.adopt(newer_shared(tiny, tmp_path / "a", change=0.001))
+        assert personalizer.status().personal_version is None
+        personalizer.rollback(1)
+        assert personalizer.status().personal_version == 2  # the same one, judged on the new shared adapter
+        other_a = tiny.vector.copy()
+        other_a[: tiny.spec.size_a] *= -1
+        save_adapter(tmp_path / "b", tiny.spec, other_a, version=5)
+        personalizer.adopt(tmp_path / "b")
+        personalizer.rollback(1)
+        assert personalizer.status().personal_version is None  # its frozen part is gone
+
+
+def test_a_budget_stays_what_it_was_where_none_is_given(tiny_bundle: Path, tmp_path: Path) -> None:
+    with Personalizer.open(tiny_bundle, tmp_path, budget=Budget(epsilon=3.0)) as personalizer:
+        assert personalizer.status().privacy["window"].left == 3.0
+    with Personalizer.open(tiny_bundle, tmp_path) as again:
+        assert again.status().privacy["window"].left == 3.0
+
+
 def test_an_adapter_that_falls_behind_is_taken_back_by_itself(tiny: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     with Personalizer.open(tiny_bundle, tmp_path) as personalizer:
         record_all(personalizer, [5, 9] * 6)
