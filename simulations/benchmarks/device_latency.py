@@ -25,7 +25,7 @@ import torch
 
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter
 from ownlet.shared.config import AdapterConfig, ModelConfig, Plan, WindowConfig
-from ownlet.shared.manifest import PROGRAM_FILE, Manifest, read_manifest
+from ownlet.shared.manifest import BASE_FILE, PROGRAM_FILE, Manifest, read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.windows import Windows, cut_windows
@@ -61,7 +61,8 @@ def measure(
     from ownlet.device.executorch_engine import ExecutorchEngine
     from ownlet.device.opacus_engine import OpacusEngine
 
-    manifest, files = read_manifest(bundle), [path.stat().st_size for path in bundle.iterdir()]
+    manifest = read_manifest(bundle)
+    files = [path.stat().st_size for path in bundle.iterdir() if path.name != BASE_FILE]  # an option, for Opacus only
     engine, opacus, eager = ExecutorchEngine.open(bundle), OpacusEngine(model, spec), _Eager(model, spec)
     vector, history, windows = _inputs(spec, manifest, seed)
     noise = np.zeros(spec.num_trainable, np.float32)
@@ -240,7 +241,7 @@ def _peak(bundle: Path, kind: str) -> dict[str, float]:
     """Do the work of one kind in this process, and return its peak memory in MiB."""
     from ownlet.device.executorch_engine import ExecutorchEngine
     from ownlet.shared.adapter import load_adapter
-    from ownlet.shared.manifest import ADAPTER_FILE, BASE_FILE
+    from ownlet.shared.manifest import ADAPTER_FILE
 
     manifest = read_manifest(bundle)
     spec, _, _ = load_adapter(bundle / ADAPTER_FILE)
