@@ -33,7 +33,12 @@ def export(
     adapter: Annotated[
         Path | None, typer.Option(help="The adapter.safetensors of a run. Default: one that changes nothing.")
     ] = None,
-    window_length: Annotated[int, typer.Option(min=2, help="Events in a window of the training step.")] = 20,
+    window_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Events in a window of the training step. Default: as in the adapter's run, or 20."
+        ),
+    ] = None,
     batches: Annotated[
         str | None,
         typer.Option(help="Windows in one call of each variant of the training step, such as 1,4,16, the default."),
@@ -53,15 +58,20 @@ def export(
         Path | None, typer.Option(help="Folder for golden vectors, with which a port to a phone proves itself.")
     ] = None,
 ) -> None:
-    """Write base and adapter as an ExecuTorch bundle, and verify every method against PyTorch before it appears."""
+    """Write base and adapter as an ExecuTorch bundle, and verify every method against PyTorch before it appears.
+
+    An adapter that lies in the folder of its run brings the run's public numbers along, so that devices know the terms.
+    """
     from rich.console import Console
 
     from ownlet.export.bundle import write_bundle
     from ownlet.export.golden import write_golden
     from ownlet.shared.adapter import hash_state, initial_adapter, load_adapter
     from ownlet.shared.config import AdapterConfig, WindowConfig
+    from ownlet.shared.errors import require
     from ownlet.shared.lora import attach_adapter, attach_spec
     from ownlet.simulations.pretrain import load_base, load_catalogue
+    from ownlet.simulations.results import terms_of
 
     model = load_base(base)
     base_hash = hash_state(model.state_dict())
@@ -71,6 +81,13 @@ def export(
     else:
         spec, vector, version = load_adapter(adapter, base_hash=base_hash)
         attach_spec(model, spec)
+    terms = None if adapter is None else terms_of(adapter.parent)
+    windows = terms.windows if terms else WindowConfig(window_length=window_length or 20)
+    require(
+        window_length in (None, windows.window_length),
+        f"window_length must be that of the adapter's run, {windows.window_length}",
+        window_length=window_length,
+    )
     console = Console()
     with console.status("lowering and verifying"):
         manifest = write_bundle(
@@ -80,7 +97,8 @@ def export(
             vector,
             version=version,
             items=load_catalogue(base),
-            windows=WindowConfig(window_length=window_length),
+            windows=windows,
+            federation=terms,
             batches=None if batches is None else _numbers(batches),
             top_k=top_k,
             capacity=capacity,

@@ -7,8 +7,9 @@ user's data, private example counts included.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ownlet.shared.errors import require
 
@@ -206,3 +207,18 @@ class FederationConfig:
             require(
                 math.isfinite(self.clip_norm), "clip_norm must be finite where unit is user", clip_norm=self.clip_norm
             )
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> FederationConfig:
+        """Read what ``dataclasses.asdict`` made of one, also where it went through JSON, with infinity as text.
+
+        Raises:
+            ConfigError: a number out of its range.
+            KeyError, TypeError: not the fields of this class.
+        """
+        plan, windows = Plan(**_numbers(raw["plan"])), WindowConfig(**raw["windows"])
+        return cls(**{**_numbers(raw), "plan": plan, "windows": windows})
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.inf if value == "inf" else value for key, value in values.items()}

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ownlet.shared.config import FederationConfig, Plan, WindowConfig
+from ownlet.shared.config import FederationConfig, WindowConfig
 from ownlet.shared.errors import BundleError
 from ownlet.shared.item_table import Quantize
 from ownlet.shared.store import write_atomic
@@ -175,7 +175,7 @@ def _parse(body: dict[str, Any], path: Path) -> Manifest:
         body["methods"] = tuple(_parse_method(method) for method in body["methods"])
         body["files"] = {name: FileEntry(**entry) for name, entry in body["files"].items()}
         body["batches"] = tuple(body["batches"])
-        body["federation"] = _parse_federation(body["federation"])
+        body["federation"] = body["federation"] and FederationConfig.from_plain(body["federation"])
         return Manifest(**body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"manifest must have the fields of format {FORMAT_VERSION}, got {error} in {path}") from error
@@ -188,22 +188,11 @@ def _parse_method(raw: dict[str, Any]) -> MethodEntry:
     return MethodEntry(name=raw["name"], arguments=tensors(raw["arguments"]), results=tensors(raw["results"]))
 
 
-def _parse_federation(raw: dict[str, Any] | None) -> FederationConfig | None:
-    if raw is None:
-        return None
-    plan, windows = Plan(**_numbers(raw["plan"])), WindowConfig(**raw["windows"])
-    return FederationConfig(**{**_numbers(raw), "plan": plan, "windows": windows})
-
-
 def _plain(value: Any) -> Any:
     """Write infinity as a string: JSON has no such number, and other languages' readers refuse it."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     return "inf" if value == math.inf and isinstance(value, float) else value
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.inf if value == "inf" else value for key, value in values.items()}
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:

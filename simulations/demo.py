@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,7 @@ def _export(config: TrialConfig, setting: Setting, result: SeedResult, bundle: P
             version=result.shipped_version,
             items=setting.data.items,
             windows=config.federation.windows,
+            federation=replace(result.runs[-1].config, seed=None),  # devices draw from their operating system
         )
         step("")
 

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ownlet.shared.errors import DataError, OwnletError, require
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.errors import ConfigError, DataError, OwnletError, require
 from ownlet.shared.metrics import Metric
 from ownlet.shared.store import write_atomic
 
@@ -36,6 +37,7 @@ __all__ = [
     "package_versions",
     "plain_json",
     "plain_metrics",
+    "terms_of",
 ]
 
 QUALITY_LABELS = ("popular", "item_knn", "base", "federated", "federated_eps8", "federated_eps2", "personal")
@@ -261,6 +263,24 @@ def _check_shape(value: object, shape: Any, where: str) -> None:
     require(not unknown, f"{where} must have only the keys {sorted(allowed)}", unknown=unknown)
     for key, item in value.items():
         _check_shape(item, allowed[key], f"{where} {key}")
+
+
+def terms_of(run: Path) -> FederationConfig | None:
+    """Return the public numbers of a federated run, without its seed; None where the folder is not one of such a run.
+
+    Raises:
+        ConfigError: its ``config.json`` is not what a run writes.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        return None
+    raw = _load(path).get("config", {}).get("federation")
+    if raw is None:
+        return None
+    try:
+        return replace(FederationConfig.from_plain(raw), seed=None)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"config must be that of a federated run, got {error} in {path}") from error
 
 
 def _make_way(path: Path, settings: dict[str, Any], *, overwrite: bool) -> None:

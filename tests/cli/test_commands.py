@@ -14,6 +14,7 @@ from ownlet.cli.main import COMMANDS, build_app
 from ownlet.device import Personalizer
 from ownlet.shared.adapter import load_adapter
 from ownlet.shared.config import ModelConfig
+from ownlet.shared.manifest import read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.simulations.pretrain import load_catalogue, save_base
 from ownlet.simulations.readers import read
@@ -211,6 +212,8 @@ def test_an_exported_run_recommends_in_an_app(base: Path, data: Path, tmp_path: 
     adapter = folder / "adapter.safetensors"
     published = ("--adapter", adapter) if adapter.exists() else ()
     run("export", "--base", base, *published, "--out", tmp_path / "bundle")
+    terms = read_manifest(tmp_path / "bundle").federation
+    assert (terms is not None and terms.rounds > 0) == bool(published)
     if published:
         assert load_adapter(tmp_path / "bundle" / "adapter.safetensors")[2] == load_adapter(adapter)[2]
     with Personalizer.open(tmp_path / "bundle", tmp_path / "state") as personalizer:

@@ -38,6 +38,7 @@ from ownlet.shared.errors import (
     StateBusyError,
 )
 from ownlet.shared.lora import applied
+from ownlet.shared.manifest import BASE_FILE, describe_file, read_manifest, write_manifest
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import epsilon, event_from_json, event_to_json, window_level_event
 
@@ -539,6 +540,17 @@ def test_terms_that_do_not_fit_are_refused(
         assert personalizer.status().privacy["window"].charges == 0
 
 
+def test_a_bundle_may_carry_the_terms(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    write_manifest(bundle, replace(read_manifest(tiny_bundle), federation=TERMS))
+    with Personalizer.open(bundle, tmp_path / "state") as personalizer:
+        record_all(personalizer, HABIT)
+        one, two = personalizer.update(), personalizer.update(TERMS)
+    assert one is not None
+    assert two is not None
+    np.testing.assert_array_equal(one.delta, two.delta)
+
+
 def test_a_ledger_that_vanished_beside_an_adapter_counts_as_exhausted(tiny_bundle: Path, tmp_path: Path) -> None:
     with Personalizer.open(tiny_bundle, tmp_path) as personalizer:
         record_all(personalizer, HABIT)
@@ -671,8 +683,6 @@ def test_a_training_that_diverges_leaves_what_served(tiny_bundle: Path, tmp_path
 
 
 def test_a_bundle_whose_adapter_is_of_another_base_is_refused(tiny: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    from ownlet.shared.manifest import describe_file, read_manifest, write_manifest
-
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
     _, vector, version = load_adapter(bundle / "adapter.safetensors")
@@ -688,7 +698,6 @@ def test_a_bundle_whose_adapter_is_of_another_base_is_refused(tiny: Any, tiny_bu
 def with_base(tiny: Any, bundle: Path, folder: Path) -> Path:
     """Return a copy of a bundle that holds its base, as ``write_bundle(with_base=True)`` writes it."""
     from ownlet.shared.base import save_base_weights
-    from ownlet.shared.manifest import BASE_FILE, describe_file, read_manifest, write_manifest
 
     shutil.copytree(bundle, folder)
     save_base_weights(folder / BASE_FILE, tiny.model)

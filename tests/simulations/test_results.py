@@ -1,6 +1,7 @@
 import json
 import math
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ownlet.simulations.results import (
     RunFolder,
     check_summary,
     package_versions,
+    terms_of,
 )
 
 INTERVAL = {"value": 0.1, "low": 0.09, "high": 0.12}
@@ -186,3 +188,14 @@ def test_the_example_in_the_documentation_fits_the_schema():
     text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
     example = text.split("```json\n")[1].split("```")[0]
     assert check_summary(json.loads(example))["command"] == "demo"
+
+
+def test_the_terms_of_a_federated_run_come_back_without_its_seed(tmp_path: Path):
+    terms = FederationConfig(rounds=3, unit="none", clip_norm=math.inf, seed=7)
+    run = RunFolder.create(tmp_path, "simulate", {"federation": terms, "engine": "cohort"}, seed=7, name="run")
+    assert terms_of(run.path) == replace(terms, seed=None)
+    assert terms_of(tmp_path) is None
+    assert terms_of(RunFolder.create(tmp_path, "pretrain", {"epochs": 3}, seed=7, name="base").path) is None
+    broken = RunFolder.create(tmp_path, "simulate", {"federation": {"rounds": 3}}, seed=7, name="broken")
+    with pytest.raises(ConfigError, match="config must be that of a federated run, got 'plan'"):
+        terms_of(broken.path)
