@@ -86,4 +86,5 @@ class Contributor:
         events, sequences = self._state.events(until)
         windows = cut_windows(events, terms.windows)
         last = int(sequences.max(initial=0))
-        return Task(kind=_KIND, start=shared.vector, windows=windows, plan=terms.plan, until=last)
+        kind = f"{_KIND} {terms_identity(terms, shared)}"  # a charge pays for the terms that it was made for, only
+        return Task(kind=kind, start=shared.vector, windows=windows, plan=terms.plan, until=last)

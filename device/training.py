@@ -48,7 +48,7 @@ class Task:
     """One training: where it starts, on what, by which public numbers.
 
     Args:
-        kind: ``personal`` or ``update``.
+        kind: what it is for: trainings of another kind never go on from it.
         start: (P,) the adapter to start from.
         windows: the examples.
         plan: the public numbers.

@@ -366,7 +366,7 @@ def _small_disk(folder: Path, size: int) -> Iterator[Path | None]:
         yield folder
     finally:
         with suppress(OSError):
-            subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+            subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

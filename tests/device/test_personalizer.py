@@ -338,6 +338,16 @@ def test_a_stopped_update_is_charged_once(tiny_bundle: Path, tmp_path: Path) -> 
         assert after.epsilon == spent.epsilon == pytest.approx(epsilon(window_level_event(PRIVATE, 1), 1e-6))
 
 
+def test_a_stopped_update_is_not_taken_up_under_other_terms(tiny_bundle: Path, tmp_path: Path) -> None:
+    with Personalizer.open(tiny_bundle, tmp_path) as personalizer:
+        record_all(personalizer, HABIT)
+        assert personalizer.update(SERVER_NOISE, cancel=Stop(1)) is None
+        dearer = replace(SERVER_NOISE, noise_multiplier=2.0)  # the same plan, but the server promises less noise
+        assert personalizer.update(dearer) is not None
+        spent = personalizer.status().privacy["user"]
+        assert (spent.charges, spent.uncommitted) == (2, 1)
+
+
 def test_training_beside_an_event_loop(tiny_bundle: Path, tmp_path: Path) -> None:
     async def app(personalizer: Personalizer) -> list[int]:
         cancel, steps = threading.Event(), []

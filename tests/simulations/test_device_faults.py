@@ -62,5 +62,6 @@ def test_a_full_disk_is_tried_where_one_can_be_mounted(tiny_bundle: Path, tmp_pa
     with device_faults._small_disk(tmp_path / "disk", size=2**20) as disk:
         if disk is None:
             pytest.skip("a small disk cannot be mounted here")
-        assert Personalizer.open(tiny_bundle, disk / "state").status().events == 0
+        with Personalizer.open(tiny_bundle, disk / "state") as personalizer:
+            assert personalizer.status().events == 0
     assert run(tiny_bundle, "--kills", "8", "--only", "full_disk")["full_disk"] == {"trials": 8, "losses": 0}
