@@ -173,7 +173,7 @@ def test_a_store_is_simulated_like_the_data_it_was_made_from(base: Path, data: P
         "--rounds", 3, "--cohort-rate", 0.4, "--target-epsilon", 2, "--negatives", 5,
     )  # fmt: skip
     assert "90 devices" in output
-    assert "user-level privacy" in output
+    assert "user level, 3 rounds" in output
     summary = json.loads((tmp_path / "stored" / "summary.json").read_text())
     assert summary["data"]["users"] == 120
     assert len(load_file(tmp_path / "stored" / "federation.ckpt")["participations"]) == 90
