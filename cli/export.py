@@ -35,9 +35,7 @@ def export(
     ] = None,
     window_length: Annotated[
         int | None,
-        typer.Option(
-            min=2, help="Events in a window of the training step. Default: as in the adapter's run, or 20."
-        ),
+        typer.Option(min=2, help="Events in a window of the training step. Default: as in the adapter's run, or 20."),
     ] = None,
     batches: Annotated[
         str | None,
