@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,8 +90,10 @@ def _open_charges(entries: list[Entry]) -> list[int]:
 
 
 def _plain(report: LedgerReport) -> dict[str, object]:
+    from ownlet.device.ledger_state import budget_to_plain, finite
+
     return {
-        "budget": {"dp_delta": report.budget.dp_delta, "epsilon": _finite(report.budget.epsilon)},
+        "budget": budget_to_plain(report.budget),
         "charges": report.charges,
         "head": report.head,
         "seq": report.entries,
@@ -101,18 +102,14 @@ def _plain(report: LedgerReport) -> dict[str, object]:
         "units": {
             unit: {
                 "charges": spent.charges,
-                "epsilon": _finite(spent.epsilon),
+                "epsilon": finite(spent.epsilon),
                 "events": report.events[unit],
-                "left": _finite(spent.left),
+                "left": finite(spent.left),
                 "uncommitted": spent.uncommitted,
             }
             for unit, spent in report.spent.items()
         },
     }
-
-
-def _finite(number: float) -> float | str:
-    return number if math.isfinite(number) else str(number)
 
 
 def _print(report: LedgerReport, entries: list[Entry], opened: list[int]) -> None:

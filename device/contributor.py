@@ -83,8 +83,7 @@ class Contributor:
         return any((entry["of"], entry["update"]) == paid for entry in commits)
 
     def _task(self, shared: Shared, terms: FederationConfig, until: int | None) -> Task:
-        events, sequences = self._state.events(until)
-        windows = cut_windows(events, terms.windows)
-        last = int(sequences.max(initial=0))
+        events = self._state.events(until)
+        windows = cut_windows(events.numbers, terms.windows)
         kind = f"{_KIND} {terms_identity(terms, shared)}"  # a charge pays for the terms that it was made for, only
-        return Task(kind=kind, start=shared.vector, windows=windows, plan=terms.plan, until=last)
+        return Task(kind=kind, start=shared.vector, windows=windows, plan=terms.plan, until=events.last)

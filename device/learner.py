@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ownlet.device.adapters import Shared
 from ownlet.device.guard import Drift, Guard, held_out_row, watch
@@ -16,7 +17,7 @@ from ownlet.device.user_state import UserState
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import Plan, WindowConfig
 from ownlet.shared.noise import NoiseSource
-from ownlet.shared.windows import cut_windows
+from ownlet.shared.windows import Windows, cut_windows
 
 __all__ = ["Learner", "TrainingReport"]
 
@@ -68,30 +69,30 @@ class Learner:
         shared, _ = self._state.adapters()
         start = self._state.serving()
         halted = self._state.halted(_KIND)
-        task, held_out = self._task(start, plan, halted.until if halted else None)
+        task, judges = self._task(start, plan, halted.until if halted else None)
         if halted is not None and halted.identity != task.identity:
-            halted, (task, held_out) = None, self._task(start, plan, None)
-        if not held_out:
+            halted, (task, judges) = None, self._task(start, plan, None)
+        if judges is None:
             few = f"fewer than {self._guard.min_events} known events"
             return TrainingReport(steps_done=0, steps=plan.steps, version=None, outcome=few)
         vector, done = run_task(self._engine, task, noise, halted=halted, cancel=cancel, on_step=on_step)
         if done < plan.steps:
             self._state.halt(_KIND, Halted(identity=task.identity, vector=vector, steps_done=done, until=task.until))
             return TrainingReport(steps_done=done, steps=plan.steps, version=None, outcome="stopped; call again")
-        report = self._publish_if_no_worse(vector, start, shared, plan, task.until, held_out)
+        report = self._publish_if_no_worse(vector, start, shared, plan, judges)
         self._state.finish(_KIND, task.until)
         return report
 
     def watch_drift(self) -> Drift:
         """Count hits on the events since the last look; take the personal adapter back where it is behind."""
         drift = self.drift
-        events, sequences = self._state.events()
+        events = self._state.events()
         shared, personal = self._state.adapters()
         outcomes = ""
         if personal is not None:
-            new = np.flatnonzero(sequences > drift.until)[-self._guard.window :]
-            outcomes = watch(self._engine, personal.on(shared), shared.vector, events, new, self._guard.k)
-        drift = drift.add(outcomes, max(drift.until, int(sequences.max(initial=0))), self._guard.window)
+            new = np.flatnonzero(events.sequences > drift.until)[-self._guard.window :]
+            outcomes = watch(self._engine, personal.on(shared), shared.vector, events.numbers, new, self._guard.k)
+        drift = drift.add(outcomes, max(drift.until, events.last), self._guard.window)
         if drift.is_behind(self._guard.significance):
             self._state.personal.store.set_current(0)
             drift = Drift(until=drift.until)
@@ -105,41 +106,40 @@ class Learner:
 
     def restart_drift(self) -> None:
         """Forget all outcomes: what serves has changed."""
-        self._state.history.put("drift", Drift(until=self._state.last_sequence()).to_json())
+        self._state.history.put("drift", Drift(until=self._state.events().last).to_json())
 
     def judge_again(self) -> None:
         """Where the shared adapter has changed, keep the personal one if it is no worse on top, else retire it."""
         shared, personal = self._state.shared.current(), self._state.personal.current()
         if personal is None or personal.stands_on == shared.digest:
             return
-        events, _ = self._state.events()
+        events = self._state.events().numbers
         if personal.frozen_digest == shared.frozen_digest and len(events) >= 2:
-            row_length = self._windows.row_length
-            row = held_out_row(events, self._guard.num_held_out(len(events), row_length), row_length)
-            candidate = personal.on(shared)
-            if self._engine.loss(candidate, row)[0] <= self._engine.loss(shared.vector, row)[0]:
+            judges, candidate = self._judges(events), personal.on(shared)
+            if self._engine.loss(candidate, judges)[0] <= self._engine.loss(shared.vector, judges)[0]:
                 self._state.personal.publish(candidate, shared, {"carried_from": personal.number})
                 return
         self._state.personal.store.set_current(0)
         self.restart_drift()
 
-    def _task(self, start: Vector, plan: Plan, until: int | None) -> tuple[Task, int]:
-        """Return the training and how many events it keeps out: 0 where there are too few."""
-        events, sequences = self._state.events(until)
-        held_out = 0
-        if len(events) >= self._guard.min_events:
-            held_out = self._guard.num_held_out(len(events), self._windows.row_length)
-        windows = cut_windows(events[: len(events) - held_out], self._windows)
-        last = int(sequences.max(initial=0))
-        return Task(kind=_KIND, start=start, windows=windows, plan=plan, until=last), held_out
+    def _task(self, start: Vector, plan: Plan, until: int | None) -> tuple[Task, Windows | None]:
+        """Return the training and the row of events that it keeps out to be judged by; None where there are too few."""
+        events = self._state.events(until)
+        judges = self._judges(events.numbers) if len(events.numbers) >= self._guard.min_events else None
+        trained = len(events.numbers) - (0 if judges is None else _num_judging(judges))
+        windows = cut_windows(events.numbers[:trained], self._windows)
+        return Task(kind=_KIND, start=start, windows=windows, plan=plan, until=events.last), judges
+
+    def _judges(self, events: NDArray[np.int64]) -> Windows:
+        row_length = self._windows.row_length
+        return held_out_row(events, self._guard.num_held_out(len(events), row_length), row_length)
 
     def _publish_if_no_worse(
-        self, vector: Vector, start: Vector, shared: Shared, plan: Plan, until: int, held_out: int
+        self, vector: Vector, start: Vector, shared: Shared, plan: Plan, judges: Windows
     ) -> TrainingReport:
-        events, _ = self._state.events(until)
-        row = held_out_row(events, held_out, self._windows.row_length)
+        held_out = _num_judging(judges)
         losses = {
-            name: float(self._engine.loss(judged, row)[0])
+            name: float(self._engine.loss(judged, judges)[0])
             for name, judged in (("loss_shared", shared.vector), ("loss_before", start), ("loss_after", vector))
         }
         told: dict[str, Any] = {**losses, "steps_done": plan.steps, "steps": plan.steps, "held_out": held_out}
@@ -147,3 +147,7 @@ class Learner:
             return TrainingReport(**told, version=None, outcome="worse on held-out events; what served before stays")
         published = self._state.personal.publish(vector, shared, {**losses, "held_out": held_out, "steps": plan.steps})
         return TrainingReport(**told, version=published.number, outcome="no worse on held-out events; serves now")
+
+
+def _num_judging(judges: Windows) -> int:
+    return int(judges.valid.sum())

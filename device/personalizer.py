@@ -37,7 +37,6 @@ import numpy as np
 
 from ownlet.device.adapters import PersonalAdapters, Shared, SharedAdapters
 from ownlet.device.budget import Budget
-from ownlet.device.catalogue import read_catalogue
 from ownlet.device.contributor import Contributor
 from ownlet.device.engines import EngineName, open_engine
 from ownlet.device.guard import Drift, Guard
@@ -52,6 +51,7 @@ from ownlet.device.timeline import Timeline
 from ownlet.device.training import Cancel, OnStep
 from ownlet.device.user_state import UserState
 from ownlet.shared.adapter import load_adapter
+from ownlet.shared.bundle_items import read_catalogue
 from ownlet.shared.config import PERSONAL_PLAN, FederationConfig, Plan
 from ownlet.shared.delta import Update
 from ownlet.shared.errors import ConfigError, NotEligibleError, StateBusyError, StateError, require
@@ -442,7 +442,7 @@ class Personalizer:
         """Return how the device stands: events, versions, hit rates, budget, and what a training waits for."""
         state = self._state
         shared, personal = state.adapters()
-        known = len(state.events()[0])
+        known = len(state.events().numbers)
         return Status(
             events=known,
             unknown_events=len(self._history) - known,
@@ -464,8 +464,7 @@ class Personalizer:
     def _refusals(self, kind: Literal["personal", "update"]) -> list[str]:
         """Return what the policy demands before a training; participations are what costs privacy: updates."""
         now = self._clock()
-        _, sequences = self._state.events()
-        new = int((sequences > self._state.finished_until(kind)).sum())
+        new = int((self._state.events().sequences > self._state.finished_until(kind)).sum())
         taken = self._ledger.participations_since(now - _DAY_SECONDS) if kind == "update" else 0
         reading = self._conditions.read() if self._conditions else Reading(local_hour=_local_hour(now))
         return self._policy.refusals(reading, new_events=new, participations_last_day=taken)

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ownlet.device.ledger import LEDGER_FILE
 from ownlet.shared.errors import StateBusyError, StateError
 
 __all__ = ["StateFolder"]
@@ -47,7 +48,7 @@ class StateFolder:
     @property
     def ledger(self) -> Path:
         """The privacy ledger."""
-        return self.root / "ledger.jsonl"
+        return self.root / LEDGER_FILE
 
     @property
     def personal(self) -> Path:

@@ -19,7 +19,7 @@ from ownlet.device.event import Events
 from ownlet.device.history import EventHistory
 from ownlet.shared.errors import require
 
-__all__ = ["Timeline"]
+__all__ = ["KnownEvents", "Timeline"]
 
 _LEAST_ROOM = 256
 
@@ -32,6 +32,25 @@ class _Columns(NamedTuple):
     timestamps: NDArray[np.float64]
     sequences: NDArray[np.int64]
     numbers: NDArray[np.int64]
+
+
+class KnownEvents(NamedTuple):
+    """Known events in order of time: their item numbers (n,), and their row numbers in the history (n,)."""
+
+    numbers: NDArray[np.int64]
+    sequences: NDArray[np.int64]
+
+    @property
+    def last(self) -> int:
+        """The largest row number, 0 without events."""
+        return int(self.sequences.max(initial=0))
+
+    def up_to(self, sequence: int | None) -> KnownEvents:
+        """Return those that were recorded up to this row number; all of them for None."""
+        if sequence is None:
+            return self
+        kept = self.sequences <= sequence
+        return KnownEvents(self.numbers[kept], self.sequences[kept])
 
 
 class Timeline:
@@ -108,10 +127,10 @@ class Timeline:
         with self._lock:
             return self._buffers.sequences[: self._size].copy()
 
-    def snapshot(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def snapshot(self) -> KnownEvents:
         """Return ``numbers`` and ``sequences`` of one and the same moment."""
         with self._lock:
-            return self._buffers.numbers[: self._size].copy(), self._buffers.sequences[: self._size].copy()
+            return KnownEvents(self._buffers.numbers[: self._size].copy(), self._buffers.sequences[: self._size].copy())
 
     @property
     def generation(self) -> int:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ownlet.device.adapters import Personal, PersonalAdapters, Shared, SharedAdapters
 from ownlet.device.history import EventHistory
 from ownlet.device.state import StateFolder
-from ownlet.device.timeline import Timeline
+from ownlet.device.timeline import KnownEvents, Timeline
 from ownlet.device.training import Halted
 from ownlet.shared.adapter import Vector
 from ownlet.shared.errors import StateError
@@ -53,22 +50,14 @@ class UserState:
         shared, personal = self.adapters()
         return shared.vector if personal is None else personal.on(shared)
 
-    def events(self, until: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return item numbers and sequence numbers of the known events, in order of time.
+    def events(self, until: int | None = None) -> KnownEvents:
+        """Return the known events, in order of time.
 
         Args:
             until: only those recorded up to this sequence number; by default all.
         """
         self.timeline.refresh()
-        events, sequences = self.timeline.snapshot()
-        if until is None:
-            return events, sequences
-        kept = sequences <= until
-        return events[kept], sequences[kept]
-
-    def last_sequence(self) -> int:
-        """Return the sequence number of the latest known event, 0 without any."""
-        return int(self.events()[1].max(initial=0))
+        return self.timeline.snapshot().up_to(until)
 
     def halted(self, kind: str) -> Halted | None:
         """Return where a training of this kind was stopped."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from ownlet.export.programs import BATCHES, Method, ProgramShape, build_methods
 from ownlet.export.verify import verify_program
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, save_adapter
 from ownlet.shared.base import save_base_weights
+from ownlet.shared.bundle_items import items_lines
 from ownlet.shared.config import FederationConfig, WindowConfig
 from ownlet.shared.errors import BundleError, require
 from ownlet.shared.interactions import Item
@@ -40,7 +40,7 @@ from ownlet.shared.manifest import (
 from ownlet.shared.model import SASRec
 from ownlet.shared.store import write_atomic
 
-__all__ = ["check_items", "items_lines", "replaced", "write_bundle"]
+__all__ = ["check_items", "replaced", "write_bundle"]
 
 _SCORES_BYTES = 256 * 2**20  # what a training step may hold in scores: past it a larger batch is no faster per window
 
@@ -162,12 +162,6 @@ def check_items(items: Sequence[Item]) -> None:
     require(distinct == len(items), "items must have ids that differ from each other", distinct=distinct)
     in_order = all(item.number == number for number, item in enumerate(items, start=1))
     require(in_order, "items must be numbered from 1 in order", first=items[0])
-
-
-def items_lines(items: Sequence[Item]) -> str:
-    """Return the content of a bundle's ``items.jsonl``."""
-    lines = ({"item": item.number, "id": item.id, "title": item.title} for item in items)
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _describe_method(method: Method) -> MethodEntry:

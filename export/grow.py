@@ -6,7 +6,6 @@ the new vectors come from is the base's business: ``vectors_of`` gives those of 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ownlet.export.bundle import check_items, items_lines, replaced
+from ownlet.export.bundle import check_items, replaced
 from ownlet.shared.adapter import load_adapter
+from ownlet.shared.bundle_items import items_lines, read_catalogue
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import BundleError, require
 from ownlet.shared.interactions import Item
@@ -62,7 +62,11 @@ def grow_catalogue(bundle: Path, folder: Path, items: Sequence[Item], vectors: N
     """
     old = read_manifest(bundle)
     table = open_item_table(bundle / TABLE_FILE)  # (d, num_items)
-    known = _read_items(bundle / ITEMS_FILE)
+    catalogue = read_catalogue(bundle / ITEMS_FILE, old.num_items)
+    known = [
+        Item(number=number, id=catalogue.ids[number], title=catalogue.titles[number])
+        for number in range(1, old.num_items + 1)
+    ]
     check_items([*known, *items])
     shape = (len(items), len(table))
     require(vectors.shape == shape and len(items) > 0, f"vectors must have shape {shape}", shape=vectors.shape)
@@ -91,11 +95,6 @@ def vectors_of(model: SASRec, items: Sequence[Item]) -> NDArray[np.float32]:
     content = torch.from_numpy(content_vectors(items, model.content.shape[1])[1:])
     with torch.no_grad():
         return model.content_projection(content).numpy()  # type: ignore[no-any-return]
-
-
-def _read_items(path: Path) -> list[Item]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [Item(number=row["item"], id=row["id"], title=row["title"]) for row in rows]
 
 
 def _check_scores(work: Path, old: Manifest, table: NDArray[np.float32], grown: NDArray[np.float32]) -> None:

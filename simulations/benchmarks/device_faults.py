@@ -19,7 +19,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -35,10 +34,12 @@ from ownlet.device.ledger import read_ledger
 from ownlet.device.release import Release
 from ownlet.device.state import StateFolder
 from ownlet.shared.adapter import load_adapter, save_adapter
+from ownlet.shared.bundle_items import read_catalogue
 from ownlet.shared.config import FederationConfig, Plan
 from ownlet.shared.errors import BundleError, OwnletError, StateBusyError, require
 from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, MANIFEST_FILE, PROGRAM_FILE, read_manifest
 from ownlet.shared.seal import Keys, Seal
+from ownlet.simulations.benchmarks.processes import Say, end_child, start_child
 
 __all__ = ["FAULTS", "Trials", "run_faults"]
 
@@ -46,8 +47,6 @@ _KEY = bytes(range(32))
 _PLAN = Plan(steps=2, learning_rate=0.01)
 _LONG_PLAN = Plan(steps=200, learning_rate=0.001)
 _LONGEST_LIFE_SECONDS = 0.5
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +57,20 @@ class Trials:
     losses: int
 
 
-def run_faults(bundle: Path, kills: int, seed: int = 0, on_fault: Callable[[str], None] = print) -> dict[str, Trials]:
-    """Do every fault.
+def run_faults(
+    bundle: Path,
+    kills: int,
+    seed: int = 0,
+    names: Iterable[str] | None = None,
+    on_fault: Callable[[str], None] = print,
+) -> dict[str, Trials]:
+    """Do faults, one after the other.
 
     Args:
         bundle: of a small base; it is copied before it is damaged.
         kills: how many processes are killed.
         seed: of the random instants and places.
+        names: of those in ``FAULTS``; by default all.
         on_fault: told the name of each fault before it is done.
     """
     require(kills >= 1, "kills must be at least 1", kills=kills)
@@ -72,10 +78,10 @@ def run_faults(bundle: Path, kills: int, seed: int = 0, on_fault: Callable[[str]
     import executorch.extension.pybindings._portable_lib  # noqa: F401
 
     found = {}
-    for name, fault in FAULTS.items():
+    for name in FAULTS if names is None else names:
         on_fault(name)
         with tempfile.TemporaryDirectory() as folder:
-            losses = list(fault(bundle, Path(folder), random.Random(seed), kills))
+            losses = list(FAULTS[name](bundle, Path(folder), random.Random(seed), kills))
         found[name] = Trials(trials=len(losses), losses=sum(losses))
     return found
 
@@ -114,8 +120,8 @@ def _two_trainers(bundle: Path, folder: Path, rng: random.Random, kills: int) ->
     for number in range(max(3, kills // 10)):
         state = folder / str(number)
         _in_child(lambda say, state=state: _use(bundle, state, say, first=0, count=8))  # type: ignore[misc]
-        children = [_start(lambda say, state=state: _train_long(bundle, state, say)) for _ in range(2)]  # type: ignore[misc]
-        ends = sorted(_end(child, pipe)[-1] for child, pipe in children)
+        children = [start_child(lambda say, state=state: _train_long(bundle, state, say)) for _ in range(2)]  # type: ignore[misc]
+        ends = sorted(end_child(child, pipe)[-1] for child, pipe in children)
         yield ends != ["busy", "trained"] or _lost(bundle, state, [])
 
 
@@ -306,9 +312,8 @@ def _look(bundle: Path, state: Path, told: list[str], say: Say) -> None:
     say("whole")
 
 
-def _items(bundle: Path) -> list[str]:
-    lines = (bundle / ITEMS_FILE).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line)["id"] for line in lines if line]
+def _items(bundle: Path) -> tuple[str, ...]:
+    return read_catalogue(bundle / ITEMS_FILE, read_manifest(bundle).num_items).ids[1:]
 
 
 def _terms(bundle: Path) -> FederationConfig:
@@ -316,42 +321,15 @@ def _terms(bundle: Path) -> FederationConfig:
     return FederationConfig(unit="window", plan=private, windows=read_manifest(bundle).windows, clip_norm=1.0)
 
 
-def _start(work: Callable[[Say], None]) -> tuple[int, int]:
-    """Fork a process that does the work; return it and the pipe that it speaks into."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-
-        def say(line: str) -> None:
-            os.write(write, f"{line}\n".encode())
-
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the runtime's own lines
-            work(say)
-        except BaseException:
-            say("unexpected: " + traceback.format_exc().replace("\n", " | "))
-        os._exit(0)
-    os.close(write)
-    return child, read
-
-
-def _end(child: int, pipe: int) -> list[str]:
-    with os.fdopen(pipe) as file:
-        said = file.read().split("\n")[:-1]  # the last piece may have been cut off by a kill
-    os.waitpid(child, 0)
-    return said
-
-
 def _in_child(work: Callable[[Say], None]) -> list[str]:
-    return _end(*_start(work))
+    return end_child(*start_child(work))
 
 
 def _killed(work: Callable[[Say], None], rng: random.Random) -> list[str]:
-    child, pipe = _start(work)
+    child, pipe = start_child(work)
     time.sleep(rng.uniform(0, _LONGEST_LIFE_SECONDS))
     os.kill(child, signal.SIGKILL)
-    return _end(child, pipe)
+    return end_child(child, pipe)
 
 
 @contextmanager
@@ -377,11 +355,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of instants and places")
     parser.add_argument("--only", choices=FAULTS, help="one fault instead of all")
     options = parser.parse_args(arguments)
-    if options.only:
-        chosen = {options.only: FAULTS[options.only]}
-        FAULTS.clear()
-        FAULTS.update(chosen)
-    found = run_faults(options.bundle, options.kills, options.seed)
+    names = [options.only] if options.only else None
+    found = run_faults(options.bundle, options.kills, options.seed, names)
     print(json.dumps({name: asdict(trials) for name, trials in found.items()}))
 
 

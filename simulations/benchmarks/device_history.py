@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from contextlib import ExitStack
@@ -12,7 +11,8 @@ from pathlib import Path
 from ownlet.device import Personalizer
 from ownlet.device.history import EventHistory
 from ownlet.device.state import StateFolder
-from ownlet.shared.manifest import ITEMS_FILE
+from ownlet.shared.bundle_items import read_catalogue
+from ownlet.shared.manifest import ITEMS_FILE, read_manifest
 from ownlet.simulations.benchmarks.turns import take_turns
 
 __all__ = ["recommend_milliseconds"]
@@ -33,7 +33,7 @@ def recommend_milliseconds(
     Returns:
         number of events, as text -> milliseconds.
     """
-    items = [json.loads(line)["id"] for line in (bundle / ITEMS_FILE).read_text().split("\n") if line]
+    items = read_catalogue(bundle / ITEMS_FILE, read_manifest(bundle).num_items).ids[1:]
     rng = random.Random(seed)
     with ExitStack() as stack:
         personalizers = []

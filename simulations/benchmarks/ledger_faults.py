@@ -16,7 +16,6 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ownlet.device.budget import epsilon_of, totals_of
@@ -24,6 +23,7 @@ from ownlet.device.ledger import LEDGER_FILE, Budget, Charge, Ledger, verify_led
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import BudgetExceededError, PrivacyError
 from ownlet.shared.privacy import event_to_json, window_level_event
+from ownlet.simulations.benchmarks.processes import Say, end_child, start_child
 
 __all__ = ["kill_trials", "race_trials"]
 
@@ -49,11 +49,10 @@ def kill_trials(folder: Path, trials: int, seed: int = 0) -> dict[str, int]:
     for trial in range(trials):
         path = folder / f"{trial // _TRIALS_PER_LEDGER}-{LEDGER_FILE}"
         Ledger(path, budget=Budget(epsilon=1e9), key=_KEY)
-        child, pipe = _fork(functools.partial(_charge_for_ever, path, charge))
+        child, pipe = start_child(functools.partial(_charge_for_ever, path, charge))
         time.sleep(chance.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        told = _read_all(pipe).split(b"\n")[:-1]  # the last piece may have been cut off by the kill
+        told = end_child(child, pipe)
         returned += len(told)
         losses += not _survived(path, charge, told)
     return {"losses": losses, "returned": returned, "trials": trials}
@@ -75,23 +74,21 @@ def race_trials(folder: Path, trials: int, children: int = 3) -> dict[str, int]:
         ledger = Ledger(path, budget=budget, key=_KEY)
         ledger.would_exceed(charge)  # imports the accountant here rather than in each child
         once = functools.partial(_charge_once, path, charge, budget)
-        racers = [_fork(once) for _ in range(children)]
-        won = sum(_read_all(pipe) == b"charged" for _, pipe in racers)
-        for child, _ in racers:
-            os.waitpid(child, 0)
+        racers = [start_child(once) for _ in range(children)]
+        won = sum(end_child(child, pipe) == ["charged"] for child, pipe in racers)
         losses += won != 1 or verify_ledger(path, _KEY).charges != held
     return {"losses": losses, "trials": trials}
 
 
-def _survived(path: Path, charge: Charge, told: list[bytes]) -> bool:
+def _survived(path: Path, charge: Charge, told: list[str]) -> bool:
     """Look whether all that was told is in the ledger, and whether it goes on."""
     try:
         entries = Ledger(path, key=_KEY, may_start=False).entries()
         charged = {entry["seq"] for entry in entries if entry["state"] == "intent"}
         committed = {entry["of"] for entry in entries if entry["state"] == "commit"}
         for line in told:
-            word, seq = line.split()
-            if int(seq) not in {b"charged": charged, b"committed": committed}[word]:
+            word, _, seq = line.partition(" ")
+            if word == "unexpected:" or int(seq) not in {"charged": charged, "committed": committed}[word]:
                 return False
         after = Ledger(path, key=_KEY, may_start=False).charge(charge)
         if verify_ledger(path, _KEY).entries != after:
@@ -101,46 +98,27 @@ def _survived(path: Path, charge: Charge, told: list[bytes]) -> bool:
     return True
 
 
-def _charge_for_ever(path: Path, charge: Charge, write: int) -> None:
+def _charge_for_ever(path: Path, charge: Charge, say: Say) -> None:
     ledger = Ledger(path, key=_KEY, may_start=False)
     while True:
         seq = ledger.charge(charge)
-        os.write(write, b"charged %d\n" % seq)
+        say(f"charged {seq}")
         ledger.commit(seq, "0" * 64)
-        os.write(write, b"committed %d\n" % seq)
+        say(f"committed {seq}")
 
 
-def _charge_once(path: Path, charge: Charge, budget: Budget, write: int) -> None:
+def _charge_once(path: Path, charge: Charge, budget: Budget, say: Say) -> None:
     try:
         Ledger(path, budget=budget, key=_KEY, may_start=False).charge(charge)
     except BudgetExceededError:
-        os.write(write, b"refused")
+        say("refused")
     else:
-        os.write(write, b"charged")
+        say("charged")
 
 
 def _charge() -> Charge:
     event = event_to_json(window_level_event(_PLAN, 1))
     return Charge(unit="window", event=event, base_hash="0" * 64, adapter_version=1, plan=_PLAN)
-
-
-def _fork(work: Callable[[int], None]) -> tuple[int, int]:
-    """Run ``work`` in a child, which gets the end of a pipe to write to; return its id and the end to read from."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(read)
-            work(write)
-        finally:
-            os._exit(0)  # no atexit, no flushing of what the parent had buffered
-    os.close(write)
-    return child, read
-
-
-def _read_all(pipe: int) -> bytes:
-    with os.fdopen(pipe, "rb") as file:
-        return file.read()
 
 
 def main() -> None:

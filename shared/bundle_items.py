@@ -1,4 +1,4 @@
-"""The items of a bundle: original ids, titles, and the numbers that the program knows them by."""
+"""The items of a bundle, ``items.jsonl``: original ids, titles, and the numbers that the program knows them by."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.errors import BundleError, DataError
+from ownlet.shared.interactions import Item
 
-__all__ = ["Catalogue", "read_catalogue"]
+__all__ = ["Catalogue", "items_lines", "read_catalogue"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,12 @@ class Catalogue:
         if unknown:
             raise DataError(f"item must be in the catalogue, got item={unknown[0]!r}")
         return np.array([self.numbers[item] for item in items], np.int64)
+
+
+def items_lines(items: Sequence[Item]) -> str:
+    """Return the content of a bundle's ``items.jsonl``."""
+    lines = ({"item": item.number, "id": item.id, "title": item.title} for item in items)
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def read_catalogue(path: Path, num_items: int) -> Catalogue:
