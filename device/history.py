@@ -104,6 +104,14 @@ class EventHistory:
                 with contextlib.suppress(DataError):
                     self.prune()
 
+    def count(self, *, item: str | None = None, before: float | None = None) -> int:
+        """Return how many events ``forget`` would delete by one of these criteria.
+
+        Raises:
+            DataError: a criterion that no event could meet, or a damaged row.
+        """
+        return len(_choice(item, before)(self.events_after(0)))
+
     def forget(self, *, item: str | None = None, before: float | None = None, everything: bool = False) -> int:
         """Delete events for good: from the table, from the file's free space and from the log.
 

@@ -24,7 +24,6 @@ be stopped between two steps and goes on when it is called again, so with asynci
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -262,8 +261,7 @@ class Personalizer:
         require(given == 1, "exactly one of item, before and user must be given", item=item, before=before, user=user)
         state = self._state
         with state.folder.held():
-            events = self._history.events_after(0)
-            if not user and item not in events.items and not (events.timestamps < (before or -math.inf)).any():
+            if not user and not self._history.count(item=item, before=before):
                 return 0
             state.personal.store.clear()  # first: were this cut short, no adapter would remember what is forgotten
             for path in (state.folder.halted("personal"), state.folder.halted("update"), state.folder.outbox):

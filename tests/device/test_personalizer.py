@@ -632,6 +632,13 @@ def test_what_is_forgotten_is_gone_and_so_is_what_was_learned_from_it(tiny_bundl
     assert b"item-5" not in left
 
 
+def test_events_before_the_origin_of_time_can_be_forgotten(tiny_bundle: Path, tmp_path: Path) -> None:
+    with Personalizer.open(tiny_bundle, tmp_path) as personalizer:
+        record_all(personalizer, [1, 2, 3], start=-2)
+        assert personalizer.forget(before=0.0) == 2
+        assert personalizer.status().events == 1
+
+
 @pytest.mark.parametrize("criteria", [{}, {"item": "a", "before": 1.0}, {"user": True, "item": "a"}])
 def test_forgetting_needs_one_criterion(tiny_bundle: Path, tmp_path: Path, criteria: dict[str, Any]) -> None:
     with (
