@@ -55,9 +55,10 @@ class Interactions:
         user_ids: ids in the source, as text; index = user number.
         offsets: (num_users + 1,) user u's events are ``offsets[u]:offsets[u + 1]``.
         events: (num_events,) item numbers.
-        times: (num_events,) int64 unix seconds.
+        times: (num_events,) int64 unix seconds; positions in the history where ``has_times`` is false.
         ratings: (num_events,) float32, or None where the source has none.
         context: column name -> (num_events,) values.
+        has_times: whether the source knows when events were, not only in which order.
 
     Raises:
         ConfigError: the columns do not fit each other, or a user's times go backwards.
@@ -71,6 +72,7 @@ class Interactions:
     times: NDArray[np.int64]
     ratings: NDArray[np.float32] | None = None
     context: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    has_times: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.events)
@@ -170,6 +172,7 @@ def _select(
         times=interactions.times[keep],
         ratings=None if interactions.ratings is None else interactions.ratings[keep],
         context={name: column[keep] for name, column in interactions.context.items()},
+        has_times=interactions.has_times,
     )
 
 

@@ -113,9 +113,9 @@ def global_time_split(interactions: Interactions, date: str | int) -> TimeSplit:
         The two parts of every user's history.
 
     Raises:
-        ConfigError: the date cannot be read.
+        ConfigError: the date cannot be read, or the data has no times.
     """
-    at = seconds_of(date)
+    at = _moment(interactions, date)
     cuts = [int(np.searchsorted(times, at, side="left")) for times in interactions.timestamps]
     return TimeSplit(
         at_seconds=at,
@@ -164,17 +164,22 @@ def public_device_split(
         The two groups; together they are all users (with a date: all users that have events).
 
     Raises:
-        ConfigError: the fraction is not in [0, 1] or the date cannot be read.
+        ConfigError: the fraction is not in [0, 1], the date cannot be read, or there is one and the data has no times.
     """
     require(0 <= fraction <= 1, "fraction must be in [0, 1]", fraction=fraction)
     if date is None:
         order = np.random.default_rng(seed).permutation(interactions.num_users)
         count = round(fraction * interactions.num_users)
         return PublicDevices(public=np.sort(order[:count]), devices=np.sort(order[count:]))
-    at = seconds_of(date)
+    at = _moment(interactions, date)
     active = np.flatnonzero(np.diff(interactions.offsets) > 0)
     early = interactions.times[interactions.offsets[active]] < at  # a user's first event is the earliest
     return PublicDevices(public=active[early], devices=active[~early], until_seconds=at)
+
+
+def _moment(interactions: Interactions, date: str | int) -> int:
+    require(interactions.has_times, "a date needs data with times", data=interactions.name)
+    return seconds_of(date)
 
 
 def seconds_of(date: str | int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ownlet.shared.errors import DataError
 
-__all__ = ["MAX_SECONDS", "Layout", "header_of", "raise_first_bad_line"]
+__all__ = ["MAX_SECONDS", "Layout", "header_of", "raise_first_bad_line", "text_rows"]
 
 MAX_SECONDS = 10**11
 """The largest timestamp taken for unix seconds (year 5138); milliseconds of any recent date are above it."""
@@ -41,7 +41,7 @@ def header_of(path: Path, layout: Layout) -> list[str]:
     Raises:
         DataError: the file is empty, or its first line is not UTF-8.
     """
-    for _, fields in _rows(path, layout):
+    for _, fields in text_rows(path, layout):
         return fields
     raise DataError(f"file must not be empty, got {path}")
 
@@ -58,7 +58,7 @@ def raise_first_bad_line(path: Path, layout: Layout, roles: Mapping[str, str]) -
         DataError: ``<file>:<line>: <reason>``.
     """
     skip = layout.has_header
-    for line, fields in _rows(path, layout):
+    for line, fields in text_rows(path, layout):
         if skip:
             skip = False
             continue
@@ -67,8 +67,12 @@ def raise_first_bad_line(path: Path, layout: Layout, roles: Mapping[str, str]) -
             raise DataError(f"{path}:{line}: {reason}")
 
 
-def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number from 1, fields) of every line that is not blank."""
+def text_rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number from 1, fields) of every line that is not blank.
+
+    Raises:
+        DataError: a line is not UTF-8, or not CSV where the separator is a comma.
+    """
     with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         numbered = _utf8_lines(path, file)
         if layout.separator == ",":

@@ -1,14 +1,15 @@
-"""Read interactions into memory: the MovieLens family, and any CSV or Parquet file with a column mapping.
+"""Read interactions into memory: the MovieLens family, CSV or Parquet with a column mapping, and sequences.
 
 How a file is scanned and checked stands in ``simulations/scan.py``; here its rows become ``Interactions``.
 
 Ids stay text. Users and items are numbered in the order of their first appearance in the file. Repeated (user, item)
-pairs are all kept. Timestamps are whole unix seconds. Blank lines are ignored.
+pairs are all kept. Timestamps are whole unix seconds, in files of sequences positions. Blank lines are ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def read(path: str | Path, columns: Sequence[tuple[str, str]] = ()) -> Interacti
     """Read a data set, finding out which kind it is.
 
     Args:
-        path: a folder or file of the MovieLens family, or a CSV or Parquet file with columns ``user``, ``item``,
-            ``timestamp`` and optionally ``rating``.
+        path: a folder or file of the MovieLens family, a CSV or Parquet file with columns ``user``, ``item``,
+            ``timestamp`` and optionally ``rating``, or a ``.txt`` file with a line ``user item item ...`` per user, in
+            time order (``simulations/sequences.py``), or a folder with exactly one such file.
         columns: for CSV or Parquet with other names, pairs such as ``("user", "customer_id")``: ``user``, ``item`` and
             ``timestamp``, optionally ``rating``; any other role keeps that column as context.
 
@@ -107,7 +109,8 @@ def _read(source: Source) -> Interactions:
     if not rows or usable < rows:
         explain(source, rows=rows, good=good)
     catalogue = {} if source.titles is None else read_catalogue(source.titles)
-    return _interactions(source.name, frame, catalogue, context=source.columns.context)
+    found = _interactions(source.name, frame, catalogue, context=source.columns.context)
+    return replace(found, has_times=not source.is_sequences)
 
 
 def _interactions(

@@ -1,4 +1,4 @@
-"""Files of interactions as lazy tables: the MovieLens family, and any CSV or Parquet file with a column mapping.
+"""Files of interactions as lazy tables: the MovieLens family, CSV and Parquet with a column mapping, and sequences.
 
 ``scan`` says how a file is read and reads nothing yet: ``simulations/readers.py`` collects it into memory,
 ``simulations/store_build.py`` streams it when it is too large for that. Every row is marked usable or not; only if one
@@ -19,6 +19,7 @@ import polars as pl
 
 from ownlet.shared.errors import DataError, require
 from ownlet.simulations.diagnose import MAX_SECONDS, Layout, header_of, raise_first_bad_line
+from ownlet.simulations.sequences import only_sequence_file, raise_first_bad_sequence, scan_sequences
 
 __all__ = [
     "Source",
@@ -91,6 +92,7 @@ class TableColumns:
 
 
 _MOVIELENS = TableColumns(user="user", item="item", timestamp="timestamp", rating="rating")
+_SEQUENCES = TableColumns(user="user", item="item", timestamp="timestamp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,9 @@ class Source:
         path: the file.
         name: of the data.
         columns: which column is what.
-        layout: of text; None for Parquet.
+        layout: of text with fields; None for Parquet and sequences.
         titles: a folder that may hold titles and genres.
+        is_sequences: one line per user, no times; see ``simulations/sequences.py``.
     """
 
     path: Path
@@ -110,14 +113,15 @@ class Source:
     columns: TableColumns
     layout: Layout | None
     titles: Path | None = None
+    is_sequences: bool = False
 
 
 def find_source(path: Path, columns: Sequence[tuple[str, str]] = ()) -> Source:
     """Find out what kind of file or folder it is.
 
     Args:
-        path: a folder or file of the MovieLens family, or a CSV or Parquet file with columns ``user``, ``item``,
-            ``timestamp`` and optionally ``rating``.
+        path: a folder or file of the MovieLens family, a CSV or Parquet file with columns ``user``, ``item``,
+            ``timestamp`` and optionally ``rating``, or a ``.txt`` file of sequences or a folder with exactly one.
         columns: for CSV or Parquet with other names, pairs as ``TableColumns.of`` takes them.
 
     Raises:
@@ -126,12 +130,16 @@ def find_source(path: Path, columns: Sequence[tuple[str, str]] = ()) -> Source:
     """
     if columns:
         return table_source(path, TableColumns.of(columns))
+    if path.is_dir() and not any((path / name).is_file() for name in _LAYOUTS):
+        path = only_sequence_file(path) or path
     if path.is_dir() or path.name in _LAYOUTS:
         return movielens_source(path)
     _require_file(path)
     present = _columns_of(path)
     if tuple(present) == _MOVIELENS_HEADER:
         return movielens_source(path)
+    if path.suffix == ".txt" and not {"user", "item", "timestamp"} <= set(present):  # not CSV under another name
+        return Source(path=path, name=path.stem, columns=_SEQUENCES, layout=None, is_sequences=True)
     rating = "rating" if "rating" in present else None
     return table_source(path, TableColumns(user="user", item="item", timestamp="timestamp", rating=rating))
 
@@ -145,7 +153,7 @@ def movielens_source(path: Path) -> Source:
     if path.is_dir():
         files = [path / name for name in _LAYOUTS if (path / name).is_file()]
         if not files:
-            raise DataError(f"folder must hold one of {', '.join(_LAYOUTS)}, got none in {path}")
+            raise DataError(f"folder must hold one of {', '.join(_LAYOUTS)}, or one .txt file, got neither in {path}")
         path = files[0]
     _require_file(path)
     layout = _LAYOUTS.get(path.name) or _LAYOUTS["ratings.csv"]
@@ -182,6 +190,8 @@ def scan(source: Source) -> pl.LazyFrame:
         ``context:<name>`` columns; what cannot be read is null. ``good``: whether all values can be used;
         ``count_ok``: whether the line has as many fields as it should.
     """
+    if source.is_sequences:
+        return scan_sequences(source.path)
     if source.layout is None:
         typed = _typed(pl.scan_parquet(source.path, glob=False), source.columns, count_ok=pl.lit(value=True))
     else:
@@ -203,9 +213,12 @@ def reading(source: Source) -> Iterator[None]:
     try:
         yield
     except pl.exceptions.PolarsError as error:
-        if source.layout is None:
+        if source.is_sequences:
+            raise_first_bad_sequence(source.path)
+        elif source.layout is None:
             raise DataError(f"Parquet file must be readable, got {source.path}: {error}") from error
-        raise_first_bad_line(source.path, source.layout, {})
+        else:
+            raise_first_bad_line(source.path, source.layout, {})
         raise DataError(f"file must be readable text, got {source.path}: {error}") from error
 
 
@@ -220,6 +233,8 @@ def explain(source: Source, *, rows: int, good: int) -> None:
     Raises:
         DataError: which line or row, and why; or there are no rows.
     """
+    if source.is_sequences:
+        raise_first_bad_sequence(source.path)
     if source.layout is not None:
         columns = source.columns
         roles = {columns.user: "user", columns.item: "item", columns.timestamp: "timestamp"}
