@@ -26,8 +26,8 @@ __all__ = [
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="File or folder of interactions: MovieLens family, CSV, Parquet, or a .txt of lines 'user item item ...' in "
-        "time order. Default: the built-in population."
+        help="File or folder of interactions: MovieLens family, CSV, Parquet, or a .txt of lines 'user item item ...'. "
+        "Default: the built-in population."
     ),
 ]
 Columns = Annotated[

@@ -60,6 +60,6 @@ def raise_first_bad_sequence(path: Path) -> None:
             continue
         if len(words) == 1:
             raise DataError(f"{path}:{line}: line must be a user and the items of the user, got only {words[0]!r}")
-        if words[0] in lines:
-            raise DataError(f"{path}:{line}: user must have one line, got {words[0]!r} again after line {lines[words[0]]}")
-        lines[words[0]] = line
+        first = lines.setdefault(words[0], line)
+        if first != line:
+            raise DataError(f"{path}:{line}: user must have one line, got {words[0]!r} again after line {first}")
