@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
+from ownlet.cli.adapter import export_adapter, import_adapter
 from ownlet.cli.demo import demo
 from ownlet.cli.export import export
 from ownlet.cli.grow import grow
@@ -33,12 +34,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "export": export,
     "grow": grow,
+    "adapter export": export_adapter,
+    "adapter import": import_adapter,
     "ledger show": show,
     "ledger verify": verify,
 }
 """Subcommand -> function; a name of two words is a command of a group."""
 
-GROUPS = {"ledger": "Show or verify what a device spent on privacy."}
+GROUPS = {
+    "adapter": "Exchange adapters with the library PEFT.",
+    "ledger": "Show or verify what a device spent on privacy.",
+}
 """Group -> help."""
 
 
