@@ -34,6 +34,14 @@ class Unit(StrEnum):
     none = "none"
 
 
+class ScheduleChoice(StrEnum):
+    """How a learning rate falls."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
 class EngineChoice(StrEnum):
     """What trains a user."""
 
@@ -97,6 +105,15 @@ def simulate(
     expected_batch: Annotated[float, typer.Option(help="Public number that a gradient sum is divided by.")] = 1.0,
     server_learning_rate: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 1.0,
     server_momentum: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 0.9,
+    schedule: Annotated[
+        ScheduleChoice, typer.Option(help="How the server's learning rate falls over the rounds.")
+    ] = ScheduleChoice.constant,
+    warmup_rounds: Annotated[int, typer.Option(min=0, help="Rounds in which the server's learning rate rises.")] = 0,
+    patience: Annotated[
+        int,
+        typer.Option(min=0, help="Stop after so many evaluations without a better one, and keep the best; 0: never."),
+    ] = 0,
+    weight_decay: Annotated[float, typer.Option(help="Of the local steps, towards the base.")] = 0.0,
     window_length: Annotated[int, typer.Option(min=2, help="Events in a window.")] = 20,
     context_length: Annotated[int, typer.Option(min=0, help="Earlier events a window may see; 0 for unit window.")] = 0,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
@@ -157,6 +174,9 @@ def simulate(
         noise_multiplier=server_noise or 0.0,
         server_learning_rate=server_learning_rate,
         server_momentum=server_momentum,
+        schedule=schedule.value,
+        warmup_rounds=warmup_rounds,
+        patience=patience,
         dp_delta=dp_delta,
         target_epsilon=math.inf if target_epsilon is None or unit is Unit.none else target_epsilon,
         seed=seed,
@@ -165,6 +185,7 @@ def simulate(
             learning_rate=learning_rate,
             expected_batch=expected_batch,
             num_negatives=negatives,
+            weight_decay=weight_decay,
             sample_rate=window_rate if local else 1.0,
             clip_norm=window_clip_norm if local else math.inf,
             noise_multiplier=noise_multiplier or 0.0 if local else 0.0,

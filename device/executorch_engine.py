@@ -105,6 +105,8 @@ class ExecutorchEngine:
             chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
             drawn = noise.gaussian(self._spec.num_trainable, plan.noise_std)
             stepped = self._step(current, windows, chosen, drawn, plan.clip_norm, rate)
+            if plan.weight_decay:  # the program does not know of it
+                stepped = self._decayed(stepped, current, plan.decay)
             current = self._spec.check(stepped, what="trained adapter")
             yield current
 
@@ -176,6 +178,11 @@ class ExecutorchEngine:
             stepped = result if at == 0 else np.add(stepped, result - vector, dtype=np.float32)
             noise, at = np.zeros_like(noise), at + batch  # noise in the first call only
         return stepped
+
+    def _decayed(self, stepped: Vector, before: Vector, decay: float) -> Vector:
+        decayed, trained = stepped.copy(), self._spec.trainable
+        decayed[trained] -= np.float32(decay) * before[trained]
+        return decayed
 
     def _scores(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return scores (num_items,); place i - 1 belongs to item i. An empty history is one padding event."""

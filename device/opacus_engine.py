@@ -130,7 +130,8 @@ class OpacusEngine:
         """Train one adapter and yield it after each step; one training at a time. See ``device.train.LocalEngine``."""
         self._load(self._spec.check(vector))
         parameters = self._trained_parameters()
-        optimizer = _SourcedOptimizer(torch.optim.SGD(parameters, lr=plan.learning_rate), plan, noise)
+        sgd = torch.optim.SGD(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)  # after the noise
+        optimizer = _SourcedOptimizer(sgd, plan, noise)
         for _ in range(plan.steps):
             chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
             negatives = None

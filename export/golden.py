@@ -46,7 +46,15 @@ GOLDEN_FILE = "golden.safetensors"
 
 _KEY = bytes(range(32))
 _COINS, _RATE, _NORMALS, _STD = 64, 0.25, 256, 0.5
-_PLAN = Plan(steps=5, learning_rate=0.1, sample_rate=0.5, expected_batch=2.0, clip_norm=0.2, noise_multiplier=1.0)
+_PLAN = Plan(
+    steps=5,
+    learning_rate=0.1,
+    sample_rate=0.5,
+    expected_batch=2.0,
+    clip_norm=0.2,
+    noise_multiplier=1.0,
+    weight_decay=0.2,
+)
 _CASES = 4
 
 Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -93,7 +101,9 @@ def golden_training(
         chosen = torch.from_numpy(noise.poisson_mask(len(windows), _PLAN.sample_rate))
         drawn = torch.from_numpy(noise.gaussian(spec.num_trainable, _PLAN.noise_std))
         history, target, valid = (row[chosen] for row in rows)
-        current, _, _ = dp_sgd_step(base, spec, current, history, target, valid, drawn, clip, rate)
+        stepped, _, _ = dp_sgd_step(base, spec, current, history, target, valid, drawn, clip, rate)
+        stepped[spec.trainable] -= _PLAN.decay * current[spec.trainable]
+        current = stepped
     return current.numpy()
 
 

@@ -17,6 +17,7 @@ from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.noise import NoiseSource
+from ownlet.shared.schedule import schedule_factor
 
 __all__ = ["noised_average", "server_step", "sum_of"]
 
@@ -58,22 +59,27 @@ def server_step(
     momentum: NDArray[np.float64],
     average: NDArray[np.float64],
     config: FederationConfig,
+    round_number: int,
 ) -> tuple[Vector, NDArray[np.float64]]:
     """Take one step of FedAvgM.
 
-    ``momentum' = beta * momentum + average`` and ``adapter' = adapter + rate * momentum'``.
+    ``momentum' = beta * momentum + average`` and ``adapter' = adapter + rate * momentum'``, where ``rate`` follows the
+    config's schedule. All of it is post-processing of a noised value.
 
     Args:
         spec: says which part of the vector moves.
         vector: (P,) the adapter; not changed.
         momentum: (num_trainable,).
         average: (num_trainable,) from ``noised_average``.
-        config: server learning rate and momentum.
+        config: server learning rate, its schedule, and momentum.
+        round_number: counted from 1, void rounds included.
 
     Returns:
         the next adapter (P,) and momentum (num_trainable,).
     """
     momentum = config.server_momentum * momentum + average
+    factor = schedule_factor(config.schedule, round_number - 1, config.rounds, warmup=config.warmup_rounds)
+    rate = config.server_learning_rate * factor
     moved = vector.copy()
-    moved[spec.trainable] = (vector[spec.trainable] + config.server_learning_rate * momentum).astype(np.float32)
+    moved[spec.trainable] = (vector[spec.trainable] + rate * momentum).astype(np.float32)
     return moved, momentum

@@ -9,6 +9,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from ownlet.server.early_stop import Judge
 from ownlet.server.rounds import FederationResult, OnRound, run_rounds
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -28,6 +29,7 @@ class ServerSetup:
         checkpoint: where the state is saved after each round.
         resume: go on from the checkpoint if there is one.
         on_round: called after every round.
+        judge: looks at adapters on held-out public users.
         on_result: called at the end.
     """
 
@@ -38,6 +40,7 @@ class ServerSetup:
     checkpoint: Path | None = None
     resume: bool = False
     on_round: OnRound | None = None
+    judge: Judge | None = None
     on_result: Callable[[FederationResult], None] | None = None
 
 
@@ -61,6 +64,7 @@ def make_server_app(load_setup: Callable[[Context], ServerSetup]) -> ServerApp:
             checkpoint=setup.checkpoint,
             resume=setup.resume,
             on_round=setup.on_round,
+            judge=setup.judge,
         )
         if setup.on_result is not None:
             setup.on_result(result)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RoundResult", "ServerState", "load_checkpoint", "save_checkpoint", "spent_event"]
 
-_FORMAT = "ownlet-federation-1"
+_FORMAT = "ownlet-federation-2"
 _MAY_CHANGE = ("rounds", "target_epsilon", "reply_timeout_seconds", "quorum")  # a resumed run may go on longer
 
 
@@ -46,7 +46,8 @@ class RoundResult:
         num_missing: nodes that were not connected or did not answer in time.
         epsilon: spent so far, this round included, at the config's ``dp_delta`` and in its unit.
         update_norm: L2 norm of the released (noised) average delta; 0 in a void round.
-        seconds: how long the round took.
+        seconds: how long the round took, evaluation not counted.
+        quality: of the adapter on held-out public users, where this round was judged.
     """
 
     round: int
@@ -60,6 +61,7 @@ class RoundResult:
     epsilon: float
     update_norm: float
     seconds: float
+    quality: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ class ServerState:
         version: how many rounds changed the adapter.
         participations: (num_users,) how often each user was asked.
         results: one per finished round, void ones included.
+        best: (P,) the best adapter on held-out public users so far; the one of the start until one is better.
+        best_version: its version.
     """
 
     vector: Vector
@@ -79,12 +83,16 @@ class ServerState:
     version: int
     participations: NDArray[np.int64]
     results: tuple[RoundResult, ...]
+    best: Vector
+    best_version: int
 
     @classmethod
     def start(cls, spec: AdapterSpec, vector: Vector, num_users: int) -> ServerState:
         """Return the state before the first round."""
         return cls(
             vector=spec.check(vector).copy(),
+            best=spec.check(vector).copy(),
+            best_version=0,
             momentum=np.zeros(spec.num_trainable, dtype=np.float64),
             version=0,
             participations=np.zeros(num_users, dtype=np.int64),
@@ -123,11 +131,13 @@ def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, sta
         "spec": spec.to_json(),
         "config": json.dumps(asdict(config), sort_keys=True),
         "version": str(state.version),
+        "best_version": str(state.best_version),
         "event": event_to_json(event),
         "results": json.dumps([asdict(result) for result in state.results]),
     }
     arrays: dict[str, NDArray[Any]] = {
         "adapter": state.vector,
+        "best": state.best,
         "momentum": state.momentum,
         "participations": state.participations,
     }
@@ -140,7 +150,7 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
     Args:
         path: the file.
         config: must equal the saved one, except that the number of rounds, the target epsilon, the quorum and the
-            time-out may differ.
+            time-out may differ; the number of rounds only where no schedule depends on it.
         spec: must equal the saved one.
         num_users: must equal the saved one.
 
@@ -164,6 +174,8 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
     results = json.loads(metadata["results"])
     return ServerState(
         vector=spec.check(arrays["adapter"], what=f"adapter in {path}"),
+        best=spec.check(arrays["best"], what=f"best adapter in {path}"),
+        best_version=int(metadata["best_version"]),
         momentum=arrays["momentum"],
         version=int(metadata["version"]),
         participations=arrays["participations"],
@@ -173,5 +185,6 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
 
 def _differences(saved: dict[str, Any], config: FederationConfig) -> list[str]:
     current = json.loads(json.dumps(asdict(config)))
-    names = sorted((set(saved) | set(current)) - set(_MAY_CHANGE))
+    scheduled = {"rounds"} if config.schedule != "constant" else set()
+    names = sorted((set(saved) | set(current)) - (set(_MAY_CHANGE) - scheduled))
     return [name for name in names if saved.get(name) != current.get(name)]

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from ownlet.server.admit import Expected, admit_all
 from ownlet.server.aggregate import noised_average, server_step, sum_of
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
+from ownlet.server.early_stop import Judge, best_of, why_stop
 from ownlet.server.nodes import Nodes, split_cohort
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
+from ownlet.shared.errors import require
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import epsilon
 from ownlet.shared.wire import TrainRequest, request_to_records
@@ -41,10 +43,10 @@ class FederationResult:
     """What a run ended with.
 
     Args:
-        vector: (P,) the last global adapter.
+        vector: (P,) the last global adapter, or the best one where the config has ``patience``.
         version: how many rounds changed it.
         rounds: one record per round, in order.
-        epsilon: spent in all, at the config's ``dp_delta`` and in its unit.
+        epsilon: spent in all, at the config's ``dp_delta`` and in its unit; rounds after the best are in it.
         stopped: why the run ended before ``config.rounds``, or None.
     """
 
@@ -65,8 +67,9 @@ def run_rounds(
     checkpoint: Path | None = None,
     resume: bool = False,
     on_round: OnRound | None = None,
+    judge: Judge | None = None,
 ) -> FederationResult:
-    """Run federated rounds until ``config.rounds`` are done or the next one would exceed ``config.target_epsilon``.
+    """Run federated rounds until ``config.rounds`` are done, the next one would cost too much, or patience is over.
 
     Args:
         grid: the way to the nodes.
@@ -77,20 +80,31 @@ def run_rounds(
         checkpoint: where the state is saved after each round.
         resume: go on from ``checkpoint`` if that file exists. With a seed the result is that of an uninterrupted run.
         on_round: called after every round with its record and the adapter, once both are saved.
+        judge: looks at adapters on held-out public users; needed where the config has ``patience``.
 
     Returns:
-        The last adapter and a record of every round.
+        The last adapter, or the best one where the config has ``patience``, and a record of every round.
 
     Raises:
         AdapterError: the vector does not fit the spec.
+        ConfigError: the config has ``patience`` and nobody judges.
         FederationError: no node connects in time, or the checkpoint is of another run.
     """
     state = ServerState.start(spec, vector, num_users)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, config, spec, num_users)
     nodes = Nodes(grid, config.reply_timeout_seconds)
+    start_quality = judge(0, vector) if judge is not None else None
+    require(
+        config.patience == 0 or start_quality is not None,
+        "judge must look at the start where a run has patience",
+        patience=config.patience,
+    )
     stopped = None
     while len(state.results) < config.rounds:
+        if start_quality is not None and (why := why_stop(best_of(start_quality, state.results), config.patience)):
+            stopped = why
+            break
         number, started = len(state.results) + 1, time.monotonic()
         cohort = draw_cohort(config, num_users, number)
         charged = state.asked(cohort)
@@ -101,17 +115,29 @@ def run_rounds(
             break
         answers = _ask(nodes, config, spec, charged, cohort, number)
         state = _close_round(config, spec, charged, answers, num_users, number, spent, started)
+        if judge is not None:
+            state = _judged(state, judge, start_quality)
         if checkpoint is not None:
             save_checkpoint(checkpoint, config, spec, state)
         if on_round is not None:
             on_round(state.results[-1], state.vector)
+    keeps_best = config.patience > 0
     return FederationResult(
-        vector=state.vector,
-        version=state.version,
+        vector=state.best if keeps_best else state.vector,
+        version=state.best_version if keeps_best else state.version,
         rounds=state.results,
         epsilon=state.results[-1].epsilon if state.results else 0.0,
         stopped=stopped,
     )
+
+
+def _judged(state: ServerState, judge: Judge, start_quality: float | None) -> ServerState:
+    """Return the state with the last round judged, and its adapter as the best where it is."""
+    last = replace(state.results[-1], quality=judge(state.results[-1].round, state.vector))
+    judged = replace(state, results=(*state.results[:-1], last))
+    if start_quality is not None and best_of(start_quality, judged.results).round == last.round:
+        return replace(judged, best=state.vector, best_version=state.version)
+    return judged
 
 
 def draw_cohort(config: FederationConfig, num_users: int, round_number: int) -> NDArray[np.int64]:
@@ -200,7 +226,7 @@ def _close_round(
     if not void:
         total = sum_of(answers.admitted, spec.num_trainable)
         average = noised_average(total, config, num_users, _noise(config, "server", number))
-        vector, momentum = server_step(spec, state.vector, state.momentum, average, config)
+        vector, momentum = server_step(spec, state.vector, state.momentum, average, config, number)
         state = replace(state, vector=spec.check(vector), momentum=momentum, version=state.version + 1)
         update_norm = float(np.linalg.norm(average))
     result = RoundResult(

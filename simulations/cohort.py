@@ -192,7 +192,7 @@ class CohortEngine:
                 size = self._spec.num_trainable
                 drawn_noise = np.stack([noise.gaussian(size, plan.noise_std) for noise in noises])
                 total += torch.from_numpy(drawn_noise).to(self._device)
-            own.sub_(total, alpha=plan.learning_rate / plan.expected_batch)
+            own.mul_(1 - plan.decay).sub_(total, alpha=plan.learning_rate / plan.expected_batch)
         return own
 
     def _negatives(self, counts: NDArray[np.int64], number: int, noises: Sequence[NoiseSource]) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -134,14 +133,12 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
     start = initial_adapter(spec, config.federation.seed or 0)
     engine = make_engine(config, model, spec, start, folder.path)
     rows = folder.read_metrics()  # of the rounds before an interruption
-    public = {0: mean_ndcg(model, fleet.validation, spec=spec, vector=start)}
-    public |= {row["round"]: row["public_ndcg@10"] for row in rows if row["public_ndcg@10"] is not None}
     name = "rounds" if config.federation.unit == "none" else f"{config.federation.unit}-level rounds"
     with (
         progress.stage(f"{name} over {fleet.num_users:,} devices", config.federation.rounds) as step,
         _grid(config) as grid,
     ):
-        trained_before, began = 0, time.monotonic()
+        trained_before, began, quality_now = 0, time.monotonic(), math.nan
 
         def on_users(trained: int, asked: int) -> None:
             nonlocal trained_before
@@ -149,16 +146,21 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
             speed = trained_before / (time.monotonic() - began)
             step(f"{speed:,.0f} users/s", trained / asked / config.num_nodes)
 
+        def judge(number: int, vector: Vector) -> float | None:
+            nonlocal quality_now
+            if number % config.evaluate_every and number != config.federation.rounds:
+                return None
+            quality_now = mean_ndcg(model, fleet.validation, spec=spec, vector=vector)
+            return quality_now
+
         def on_round(result: RoundResult, vector: Vector) -> None:
-            if result.round % config.evaluate_every == 0 or result.round == config.federation.rounds:
-                public[result.round] = mean_ndcg(model, fleet.validation, spec=spec, vector=vector)
-            rows.append(_row(result, public))
+            rows.append(_row(result))
             folder.write_metrics(rows)
             spent = f", ε {result.epsilon:.3f}" if math.isfinite(result.epsilon) else ""
             void = ", void" if result.void else ""
             speed = f"{result.num_asked / result.seconds:,.0f} users/s, "
             share = 0.0 if grid is None and result.num_asked else 1.0
-            step(f"{speed}NDCG@10 on public users {public[max(public)]:.4f}{spent}{void}", share)
+            step(f"{speed}NDCG@10 on public users {quality_now:.4f}{spent}{void}", share)
 
         result = simulate(
             engine,
@@ -173,12 +175,13 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
             resume=True,
             on_round=on_round,
             on_users=on_users,
+            judge=judge,
         )
     published = None
     if is_publishable(model, spec, result.vector, fleet.validation):
         published = folder.path / "adapter.safetensors"
         save_adapter(published, spec, result.vector, version=result.version)
-    folder.write_metrics([_row(record, public) for record in result.rounds])
+    folder.write_metrics([_row(record) for record in result.rounds])
     ranks = model_ranks(model, fleet.test, spec=spec, vectors=result.vector)
     base_ranks = model_ranks(model, fleet.test)
     quality = {"base": summarise(base_ranks), "federated": summarise(ranks)}
@@ -245,7 +248,7 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
     return ExecutorchEngine.open(bundle)
 
 
-def _row(record: RoundResult, public: Mapping[int, float]) -> dict[str, Any]:
+def _row(record: RoundResult) -> dict[str, Any]:
     return {
         "round": record.round,
         "version": record.version,
@@ -257,7 +260,7 @@ def _row(record: RoundResult, public: Mapping[int, float]) -> dict[str, Any]:
         "rejected": "; ".join(record.rejected),
         "epsilon": record.epsilon,
         "update_norm": record.update_norm,
-        "public_ndcg@10": public.get(record.round),
+        "public_ndcg@10": record.quality,
         "seconds": record.seconds,
     }
 

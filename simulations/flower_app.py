@@ -31,7 +31,7 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.run_config import federation_config
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import is_publishable
+from ownlet.simulations.evaluate import is_publishable, mean_ndcg
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
 from ownlet.simulations.setting import DataConfig, Setting, prepare
 from ownlet.simulations.shard import StoreShard
@@ -98,7 +98,12 @@ def _load_setup(context: Context) -> ServerSetup:
             result.update_norm,
         )
 
+    def judge(number: int, vector: Vector) -> float | None:
+        return mean_ndcg(model, _setting(data).validation, spec=spec, vector=vector) if config.patience else None
+
     def finish(result: FederationResult) -> None:
+        if result.stopped:
+            _log.info("stopped: %s", result.stopped)
         path = data.path / "adapter.safetensors"
         rounds = [asdict(record) for record in result.rounds]
         write_atomic(data.path / "rounds.json", json.dumps(rounds, indent=1).encode())
@@ -117,6 +122,7 @@ def _load_setup(context: Context) -> ServerSetup:
         checkpoint=data.path / "checkpoint.safetensors",
         resume=bool(context.run_config.get("resume", False)),
         on_round=report,
+        judge=judge,
         on_result=finish,
     )
 

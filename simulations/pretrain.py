@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ownlet.shared.config import ModelConfig
 from ownlet.shared.errors import ConfigError, DataError, require
 from ownlet.shared.interactions import History, Item
 from ownlet.shared.model import SASRec
+from ownlet.shared.schedule import SCHEDULES, schedule_factor
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.evaluate import Cases, mean_ndcg
 
@@ -40,9 +41,10 @@ class PretrainConfig:
         patience: stop after this many epochs without a better validation NDCG@10.
         batch_size: users in a step.
         learning_rate: peak of the schedule (AdamW).
-        warmup_steps: linear warm-up; then cosine decay to a tenth.
+        schedule: ``cosine`` or ``linear`` to a tenth, or ``constant``.
+        warmup_steps: linear warm-up before it.
         weight_decay: of matrices and embeddings, not of norms and biases.
-        gradient_clip: largest L2 norm of a step's gradient.
+        gradient_clip: largest L2 norm of a step's gradient; infinity means no bound.
         seed: of initialisation, order and dropout.
     """
 
@@ -50,6 +52,7 @@ class PretrainConfig:
     patience: int = 6
     batch_size: int = 64
     learning_rate: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
@@ -58,7 +61,11 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in ("max_epochs", "patience", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
-        require(self.learning_rate > 0, "learning_rate must be positive", learning_rate=self.learning_rate)
+        for name in ("learning_rate", "gradient_clip"):
+            require(getattr(self, name) > 0, f"{name} must be positive", **{name: getattr(self, name)})
+        for name in ("warmup_steps", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
+        require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +215,7 @@ def _schedule(
     total = config.max_epochs * steps_per_epoch
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        share = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        return schedule_factor(config.schedule, step, total, warmup=config.warmup_steps, floor=0.1)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

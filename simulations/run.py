@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from ownlet.device.client import OnUsers, make_client_app
 from ownlet.device.train import Engine
 from ownlet.server.app import ServerSetup, make_server_app
+from ownlet.server.early_stop import Judge
 from ownlet.server.rounds import FederationResult, OnRound
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
@@ -35,6 +36,7 @@ def simulate(
     resume: bool = False,
     on_round: OnRound | None = None,
     on_users: OnUsers | None = None,
+    judge: Judge | None = None,
 ) -> FederationResult:
     """Run federated rounds.
 
@@ -51,9 +53,10 @@ def simulate(
         resume: go on from the checkpoint if there is one.
         on_round: called after every round.
         on_users: called as users are trained on nodes in this process.
+        judge: looks at adapters on held-out public users; needed where the config has ``patience``.
 
     Returns:
-        The last adapter and a record of every round.
+        The last adapter, or the best one where the config has ``patience``, and a record of every round.
 
     Raises:
         FederationError: no round could be run.
@@ -72,6 +75,7 @@ def simulate(
             checkpoint=checkpoint,
             resume=resume,
             on_round=on_round,
+            judge=judge,
             on_result=found.append,
         )
 

@@ -30,7 +30,7 @@ from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.windows import WindowStack
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
+from ownlet.simulations.evaluate import Cases, is_publishable, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
@@ -250,26 +250,31 @@ def _federate(
     devices = EventStore.of(setting.devices)
     held_out = EventStore.of(setting.held_out).all_windows(federation.windows)
     engine = CohortEngine(model, spec)
-    public = [_on_public(model, start, setting.validation, held_out, engine, federation.plan, 0)]
+    public: list[PublicRound] = []
 
     with progress.stage(f"seed {seed}: {label}", federation.rounds) as step:
 
+        def judge(number: int, vector: Vector) -> float | None:
+            if number % config.evaluate_every and number != federation.rounds:
+                return None
+            public.append(_on_public(model, vector, setting.validation, held_out, engine, federation.plan, number))
+            return float(ndcg(public[-1].ranks, 10).mean())
+
         def on_round(result: RoundResult, vector: Vector) -> None:
-            if result.round % config.evaluate_every == 0 or result.round == federation.rounds:
-                number = result.round
-                public.append(_on_public(model, vector, setting.validation, held_out, engine, federation.plan, number))
             quality = float(ndcg(public[-1].ranks, 10).mean())
             spent = f", ε {result.epsilon:.2f}" if math.isfinite(result.epsilon) else ""
             step(f"NDCG@10 on public users {quality:.4f}{spent}")
 
-        result = simulate(engine, devices, start, federation, num_nodes=config.num_nodes, on_round=on_round)
+        result = simulate(
+            engine, devices, start, federation, num_nodes=config.num_nodes, on_round=on_round, judge=judge
+        )
     return FederatedRun(
         label=label,
         config=federation,
         result=result,
         public=tuple(public),
         ranks=model_ranks(model, setting.test, spec=spec, vectors=result.vector),
-        published=bool(ndcg(public[-1].ranks, 10).mean() >= ndcg(public[0].ranks, 10).mean()),
+        published=is_publishable(model, spec, result.vector, setting.validation),
     )
 
 

@@ -59,7 +59,9 @@ def eager(model: SASRec, spec: AdapterSpec, vector: Vector, windows: Windows, pl
     for _ in range(plan.steps):
         mask = torch.from_numpy(noise.poisson_mask(len(windows), plan.sample_rate))[:, None]
         drawn = torch.from_numpy(noise.gaussian(spec.num_trainable, plan.noise_std))
-        current, _, _ = dp_sgd_step(model, spec, current, history, target, valid * mask, drawn, clip, rate)
+        before = current
+        current, _, _ = dp_sgd_step(model, spec, before, history, target, valid * mask, drawn, clip, rate)
+        current[spec.trainable] -= plan.learning_rate * plan.weight_decay * before[spec.trainable]
     return current.numpy()
 
 
@@ -120,6 +122,20 @@ def test_every_engine_equals_the_eager_step(tiny: Any, engine: Engine) -> None:
     assert_same_delta(tiny.spec, got, want, tiny.vector)
     np.testing.assert_array_equal(got[: tiny.spec.size_a], tiny.vector[: tiny.spec.size_a])  # A is frozen
     assert hash_state(tiny.model.state_dict()) == before == tiny.spec.base_hash
+
+
+def test_every_engine_takes_weight_decay_outside_of_clip_and_noise(tiny: Any, engine: Engine) -> None:
+    plan, windows = replace(PLAN, weight_decay=0.5), windows_of(30)
+    want = eager(tiny.model, tiny.spec, tiny.vector, windows, plan, AesNoise.seeded(SEED))
+    assert_same_delta(tiny.spec, one_user(engine, tiny.vector, windows, plan, SEED), want, tiny.vector)
+    assert np.abs(want - one_user(engine, tiny.vector, windows, PLAN, SEED)).max() > 1e-2
+
+
+def test_weight_decay_alone_is_a_geometric_shrinking_of_what_is_trained(tiny: Any, engine: Engine) -> None:
+    plan, trained = Plan(steps=4, learning_rate=0.5, weight_decay=0.2), tiny.spec.trainable
+    got = one_user(engine, tiny.vector, windows_of(0), plan, 0)
+    np.testing.assert_allclose(got[trained], tiny.vector[trained] * 0.9**4, rtol=1e-5)
+    np.testing.assert_array_equal(got[: trained.start], tiny.vector[: trained.start])
 
 
 def test_clipping_is_active_in_the_parity_plan(tiny: Any) -> None:

@@ -44,12 +44,24 @@ def test_momentum_is_that_of_fedavgm() -> None:
     vector, momentum = np.zeros(SPEC.size, np.float32), np.zeros(SPEC.num_trainable)
     config = replace(CONFIG, server_learning_rate=0.5, server_momentum=0.8)
     ones = np.ones(SPEC.num_trainable)
-    for _ in range(3):
-        vector, momentum = server_step(SPEC, vector, momentum, ones, config)
+    for number in (1, 2, 3):
+        vector, momentum = server_step(SPEC, vector, momentum, ones, config, number)
     # momentum 1, 1.8, 2.44; the adapter moves by half their sum
     np.testing.assert_allclose(momentum, 2.44 * ones)
     np.testing.assert_allclose(vector[SPEC.trainable], 2.62 * ones, rtol=1e-6)
     assert not vector[: SPEC.size_a].any()  # the frozen A never moves
+
+
+def test_the_schedule_scales_the_step_and_not_the_momentum() -> None:
+    config = replace(CONFIG, rounds=6, schedule="linear", warmup_rounds=2, server_momentum=0.0)
+    vector, momentum = np.zeros(SPEC.size, np.float32), np.zeros(SPEC.num_trainable)
+    factors = []
+    for number in range(1, 7):
+        moved, momentum = server_step(SPEC, vector, momentum, np.ones(SPEC.num_trainable), config, number)
+        factors.append(float(moved[-1] - vector[-1]))
+        vector = moved
+        np.testing.assert_array_equal(momentum, 1.0)
+    np.testing.assert_allclose(factors, [1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4], rtol=1e-6)
 
 
 def test_the_order_of_replies_does_not_change_a_bit() -> None:

@@ -94,6 +94,14 @@ def test_a_checkpoint_of_another_run_is_refused(world: Any, tmp_path: Path) -> N
         load_checkpoint(path, config, replace(world.spec, base_hash="c" * 64), world.num_users)
 
 
+def test_a_schedule_ties_a_checkpoint_to_its_number_of_rounds(world: Any, tmp_path: Path) -> None:
+    config, path = replace(CONFIGS["user"], schedule="cosine"), tmp_path / "run.safetensors"
+    world.run(config, checkpoint=path)
+    assert len(load_checkpoint(path, config, world.spec, world.num_users).results) == 6
+    with pytest.raises(FederationError, match="other values of \\['rounds'\\]"):
+        load_checkpoint(path, replace(config, rounds=9), world.spec, world.num_users)
+
+
 def test_a_damaged_checkpoint_is_refused(world: Any, tmp_path: Path) -> None:
     config, path = CONFIGS["user"], tmp_path / "run.safetensors"
     world.run(replace(config, rounds=1), checkpoint=path)

@@ -19,6 +19,7 @@ from ownlet.simulations.cohort import CohortEngine
 WINDOWS = WindowConfig(window_length=6)
 NOISY = Plan(steps=3, learning_rate=0.2, sample_rate=0.6, expected_batch=2.0, clip_norm=0.05, noise_multiplier=0.8)
 PLAIN = Plan(steps=3, learning_rate=0.2)
+DECAYED = replace(NOISY, weight_decay=0.7)
 
 
 def setup(train_a=False, targets=("query", "down")):
@@ -54,6 +55,7 @@ def one_by_one(model, spec, vector, users, plan, noises):
             valid = torch.from_numpy(windows.valid) * mask[:, None]
             rate = torch.tensor(plan.learning_rate / plan.expected_batch)
             history, target = torch.from_numpy(windows.history), torch.from_numpy(windows.target)
+            shrunk = plan.learning_rate * plan.weight_decay * local[spec.trainable]
             if len(windows):
                 local, _, _ = dp_sgd_step(
                     model, spec, local, history, target, valid, drawn, torch.tensor(plan.clip_norm), rate
@@ -61,11 +63,12 @@ def one_by_one(model, spec, vector, users, plan, noises):
             else:
                 local = local.clone()
                 local[spec.trainable] -= rate * drawn
+            local[spec.trainable] -= shrunk
         trained.append(local.numpy())
     return np.stack(trained)
 
 
-@pytest.mark.parametrize("plan", [NOISY, PLAIN], ids=["noisy", "plain"])
+@pytest.mark.parametrize("plan", [NOISY, PLAIN, DECAYED], ids=["noisy", "plain", "decayed"])
 @pytest.mark.parametrize("train_a", [False, True])
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_a_cohort_gives_what_its_users_give_one_by_one(count, train_a, plan):
