@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ownlet.shared.errors import require
 
-__all__ = ["Metric", "hr", "mrr", "ndcg", "paired_difference", "ranks", "summarise"]
+__all__ = ["Metric", "average", "hr", "mrr", "ndcg", "paired_difference", "ranks", "summarise", "top_k"]
 
 Ranks = NDArray[np.int64]
 PerUser = NDArray[np.float64]
@@ -69,16 +69,53 @@ def ranks(
     require(not np.isnan(scores).any(), "scores must not be NaN", rows=np.flatnonzero(np.isnan(scores).any(axis=1))[:5])
     row = np.arange(n)
     better = scores >= scores[row, target][:, None]  # (n, num_items + 1)
-    if isinstance(seen, np.ndarray) and seen.dtype == np.bool_:
-        require(seen.shape == scores.shape, "seen must have the shape of scores", seen=seen.shape, scores=scores.shape)
-        better &= ~seen
-    else:
-        for i, items in enumerate(seen):
-            better[i, items] = False
-    better[:, 0] = False
+    _exclude(better, seen, fill=False)
     better[row, target] = False
     result: Ranks = 1 + better.sum(axis=1, dtype=np.int64)
     return result
+
+
+def top_k(scores: NDArray[Any], seen: Sequence[NDArray[np.int64]] | NDArray[np.bool_], k: int) -> NDArray[np.int64]:
+    """List the k best items that a user has not seen.
+
+    A target of rank r <= k in ``ranks`` is in place r of the list, unless it has the score of another item or is among
+    the seen ones.
+
+    Args:
+        scores: (n, num_items + 1); column 0 is padding and takes no part.
+        seen: per row the item numbers that take no part, or a mask (n, num_items + 1).
+        k: length of a list.
+
+    Returns:
+        (n, k) item numbers, the best first; 0 where fewer items are left.
+
+    Raises:
+        ConfigError: shapes do not fit, a score is NaN, or k is below 1.
+    """
+    n, width = scores.shape
+    require(k >= 1, "k must be at least 1", k=k)
+    require(len(seen) == n, "seen must have one entry per row of scores", seen=len(seen), rows=n)
+    require(not np.isnan(scores).any(), "scores must not be NaN", rows=np.flatnonzero(np.isnan(scores).any(axis=1))[:5])
+    left = scores.astype(np.float64)  # a copy
+    _exclude(left, seen, fill=-np.inf)
+    most = min(k, width)
+    best = np.sort(np.argpartition(-left, most - 1, axis=1)[:, :most], axis=1)  # by item number, for equal scores
+    kept = np.take_along_axis(left, best, axis=1)
+    order = np.argsort(-kept, axis=1, kind="stable")
+    lists = np.zeros((n, k), np.int64)
+    lists[:, :most] = np.where(np.take_along_axis(kept, order, 1) > -np.inf, np.take_along_axis(best, order, 1), 0)
+    return lists
+
+
+def _exclude(table: NDArray[Any], seen: Sequence[NDArray[np.int64]] | NDArray[np.bool_], *, fill: float) -> None:
+    """Overwrite padding and what was seen in a table (n, num_items + 1)."""
+    if isinstance(seen, np.ndarray) and seen.dtype == np.bool_:
+        require(seen.shape == table.shape, "seen must have the shape of scores", seen=seen.shape, scores=table.shape)
+        table[seen] = fill
+    else:
+        for row, items in enumerate(seen):
+            table[row, items] = fill
+    table[:, 0] = fill
 
 
 def hr(ranks: Ranks, k: int) -> PerUser:
@@ -122,6 +159,16 @@ def summarise(ranks: Ranks, k: int = 10, seed: int = 0) -> dict[str, Metric]:
     counts = np.bincount(np.minimum(ranks, k + 1), minlength=k + 2)[1:]  # (k + 1,) users at rank 1..k, and beyond
     buckets = np.arange(1, k + 2)
     return {f"{name}@{k}": _bootstrap(metric(buckets, k), counts, seed) for name, metric in _METRICS.items()}
+
+
+def average(values: PerUser, seed: int = 0) -> Metric:
+    """Average one value per user (n,), with a 95 % interval over users.
+
+    Raises:
+        ConfigError: no users.
+    """
+    require(len(values) > 0, "values must be of at least one user", users=len(values))
+    return _bootstrap(values, np.ones(len(values), np.int64), seed)
 
 
 def paired_difference(ranks_a: Ranks, ranks_b: Ranks, k: int = 10, seed: int = 0) -> dict[str, Metric]:

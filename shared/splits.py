@@ -1,8 +1,8 @@
 """What is trained on and what is tested on.
 
-Three splits, each a pure function of the interactions and, where chance is involved, a seed: leave-one-out (the
-protocol of SASRec, https://arxiv.org/abs/1808.09781, section IV-A), one global point in time, and public against device
-users.
+Four splits, each a pure function of the interactions and, where chance is involved, a seed: leave-one-out (the
+protocol of SASRec, https://arxiv.org/abs/1808.09781, section IV-A), one global point in time, the last session of every
+user, and public against device users. Cold items and cold users stand in ``simulations/cold.py``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from ownlet.shared.interactions import History, Interactions
 __all__ = [
     "LeaveOneOut",
     "PublicDevices",
+    "SessionSplit",
     "TimeSplit",
     "global_time_split",
     "leave_one_out",
     "public_device_split",
     "seconds_of",
+    "session_split",
 ]
 
 
@@ -121,6 +123,48 @@ def global_time_split(interactions: Interactions, date: str | int) -> TimeSplit:
         at_seconds=at,
         train=tuple(h[:cut] for h, cut in zip(interactions.histories, cuts, strict=True)),
         test=tuple(h[cut:] for h, cut in zip(interactions.histories, cuts, strict=True)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SessionSplit:
+    """Every user's last session for the test, the sessions before it for training.
+
+    A user with one session has no test.
+
+    Args:
+        train: per user, the events of all sessions but the last; all events of a user with one session.
+        test: per user, the events of the last session; empty where there is one session only.
+        sessions: (num_users,) how many sessions a user has.
+    """
+
+    train: tuple[History, ...]
+    test: tuple[History, ...]
+    sessions: NDArray[np.int64]
+
+
+def session_split(interactions: Interactions, *, gap_seconds: int) -> SessionSplit:
+    """Cut each user's history into sessions and split off the last one.
+
+    Args:
+        interactions: any with times.
+        gap_seconds: a session ends where the next event comes more than this many seconds later.
+
+    Returns:
+        The split, users in their order.
+
+    Raises:
+        ConfigError: the gap is negative, or the data has no times.
+    """
+    require(gap_seconds >= 0, "gap_seconds must not be negative", gap_seconds=gap_seconds)
+    require(interactions.has_times, "sessions need data with times", data=interactions.name)
+    begins = [np.flatnonzero(np.diff(times) > gap_seconds) + 1 for times in interactions.timestamps]
+    cuts = [int(at[-1]) if len(at) else len(h) for h, at in zip(interactions.histories, begins, strict=True)]
+    lengths = np.diff(interactions.offsets)
+    return SessionSplit(
+        train=tuple(h[:cut] for h, cut in zip(interactions.histories, cuts, strict=True)),
+        test=tuple(h[cut:] for h, cut in zip(interactions.histories, cuts, strict=True)),
+        sessions=np.array([len(at) for at in begins], np.int64) + (lengths > 0),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,25 @@ from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import History, pad_histories
 from ownlet.shared.lora import applied
-from ownlet.shared.metrics import ndcg, ranks
+from ownlet.shared.metrics import ndcg, ranks, top_k
 from ownlet.shared.model import SASRec
 from ownlet.simulations.baselines import Scorer
 
-__all__ = ["Cases", "all_positions", "is_publishable", "mean_ndcg", "model_ranks", "scorer_ranks"]
+__all__ = [
+    "Answers",
+    "Cases",
+    "all_positions",
+    "first_event_cases",
+    "is_publishable",
+    "mean_ndcg",
+    "model_answers",
+    "model_ranks",
+    "scorer_answers",
+    "scorer_ranks",
+]
+
+Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows (b,) of some cases and their scores (b, num_items + 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +41,12 @@ class Cases:
     Args:
         histories: one per case, in time order, whole (the model reads the last ``max_length`` of them).
         targets: (n,) the item that came next.
+        users: (n,) the user of each case, for whoever must know who is asked; None where nobody does.
     """
 
     histories: tuple[History, ...]
     targets: NDArray[np.int64]
+    users: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -46,7 +62,32 @@ def all_positions(histories: Sequence[History], *, last: int | None = None) -> C
     return Cases(histories=tuple(h for h, _ in pairs), targets=np.array([t for _, t in pairs], dtype=np.int64))
 
 
-@torch.no_grad()
+def first_event_cases(known: Sequence[History], later: Sequence[History]) -> Cases:
+    """Make one case per user of what is known and the first event of what came later, where there is both.
+
+    One case per user and not more, so that an interval over cases is one over users.
+    """
+    users = np.array([u for u, (a, b) in enumerate(zip(known, later, strict=True)) if len(a) and len(b)], np.int64)
+    return Cases(
+        histories=tuple(known[u] for u in users),
+        targets=np.array([later[u][0] for u in users], np.int64),
+        users=users,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What a recommender answered.
+
+    Args:
+        ranks: (n,) of the targets among all items that are not in the history, from 1, ties counted against it.
+        lists: (n, k) the best items that are not in the history, 0 where there are fewer.
+    """
+
+    ranks: NDArray[np.int64]
+    lists: NDArray[np.int64]
+
+
 def model_ranks(
     model: SASRec,
     cases: Cases,
@@ -67,10 +108,44 @@ def model_ranks(
     Returns:
         (n,) ranks from 1, ties counted against the model.
     """
+    result = np.zeros(len(cases), dtype=np.int64)
+    for rows, scores in _model_scores(model, cases, spec, vectors, batch_size):
+        result[rows] = ranks(scores, cases.targets[rows], [cases.histories[row] for row in rows])
+    return result
+
+
+def model_answers(
+    model: SASRec,
+    cases: Cases,
+    *,
+    spec: AdapterSpec | None = None,
+    vectors: NDArray[np.float32] | None = None,
+    k: int = 10,
+    batch_size: int = 256,
+    on_cases: Callable[[int], None] = lambda count: None,
+) -> Answers:
+    """Rank every case's target and list the k best items.
+
+    Args:
+        model: see ``model_ranks``, as for the arguments up to ``vectors``.
+        cases: the questions.
+        spec: the adapter's spec.
+        vectors: the adapter's numbers.
+        k: length of a list.
+        batch_size: cases at a time.
+        on_cases: told of the number of cases of each batch.
+    """
+    return _answers(_model_scores(model, cases, spec, vectors, batch_size), cases, k, on_cases)
+
+
+@torch.no_grad()
+def _model_scores(
+    model: SASRec, cases: Cases, spec: AdapterSpec | None, vectors: NDArray[np.float32] | None, batch_size: int
+) -> Iterator[Scored]:
+    """Score all cases, batch by batch: the only place where a model answers."""
     require((spec is None) == (vectors is None), "spec and vectors must be given together", spec=spec)
     require(not model.training, "the model must be in eval mode", training=model.training)
     order = np.argsort([len(h) for h in cases.histories], kind="stable")  # equal lengths together: less padding
-    result = np.zeros(len(cases), dtype=np.int64)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         histories = [cases.histories[row] for row in rows]
@@ -82,8 +157,17 @@ def model_ranks(
             weights = spec.split(torch.from_numpy(chosen))
         with applied(model, weights):
             scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths))
-        result[rows] = ranks(scores.numpy(), cases.targets[rows], histories)
-    return result
+        yield rows, scores.numpy()
+
+
+def _answers(scored: Iterator[Scored], cases: Cases, k: int, on_cases: Callable[[int], None]) -> Answers:
+    found, lists = np.zeros(len(cases), np.int64), np.zeros((len(cases), k), np.int64)
+    for rows, scores in scored:
+        histories = [cases.histories[row] for row in rows]
+        found[rows] = ranks(scores, cases.targets[rows], histories)
+        lists[rows] = top_k(scores, histories, k)
+        on_cases(len(rows))
+    return Answers(ranks=found, lists=lists)
 
 
 def mean_ndcg(
@@ -100,8 +184,25 @@ def is_publishable(model: SASRec, spec: AdapterSpec, vector: NDArray[np.float32]
 
 def scorer_ranks(scorer: Scorer, cases: Cases, *, batch_size: int = 1024) -> NDArray[np.int64]:
     """Rank every case's target by a baseline; see ``model_ranks``."""
-    parts = []
+    result = np.zeros(len(cases), dtype=np.int64)
+    for rows, scores in _scorer_scores(scorer, cases, batch_size):
+        result[rows] = ranks(scores, cases.targets[rows], [cases.histories[row] for row in rows])
+    return result
+
+
+def scorer_answers(
+    scorer: Scorer,
+    cases: Cases,
+    *,
+    k: int = 10,
+    batch_size: int = 1024,
+    on_cases: Callable[[int], None] = lambda count: None,
+) -> Answers:
+    """Rank every case's target by a baseline and list its k best items; see ``model_answers``."""
+    return _answers(_scorer_scores(scorer, cases, batch_size), cases, k, on_cases)
+
+
+def _scorer_scores(scorer: Scorer, cases: Cases, batch_size: int) -> Iterator[Scored]:
     for start in range(0, len(cases), batch_size):
-        histories = cases.histories[start : start + batch_size]
-        parts.append(ranks(scorer(histories), cases.targets[start : start + batch_size], histories))
-    return np.concatenate(parts)
+        rows = np.arange(start, min(start + batch_size, len(cases)))
+        yield rows, scorer([cases.histories[row] for row in rows])

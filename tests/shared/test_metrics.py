@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ownlet.shared.errors import ConfigError
-from ownlet.shared.metrics import Metric, hr, mrr, ndcg, paired_difference, ranks, summarise
+from ownlet.shared.metrics import Metric, average, hr, mrr, ndcg, paired_difference, ranks, summarise, top_k
 
 
 def test_ranks_count_better_items_and_ties_against_the_target():
@@ -153,3 +153,50 @@ def test_seeds_are_averaged_per_user_before_users_are_resampled():
     assert gain["mrr@10"].value == pytest.approx(found["mrr@10"].value)
     one = summarise(ranks[:1])
     assert {k: m.value for k, m in one.items()} == pytest.approx({k: m.value for k, m in summarise(ranks[0]).items()})
+
+
+def test_a_list_holds_the_best_unseen_items_in_order_as_sorting_does():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(30, 41)).astype(np.float32)
+    seen = [rng.choice(np.arange(1, 41), size=rng.integers(0, 20), replace=False) for _ in range(30)]
+    mask = np.zeros(scores.shape, bool)
+    for row, items in enumerate(seen):
+        mask[row, items] = True
+    expected = [
+        sorted((i for i in range(1, 41) if i not in seen[row]), key=lambda i, row=row: -scores[row, i])[:7]
+        for row in range(30)
+    ]
+    assert top_k(scores, seen, 7).tolist() == expected
+    assert top_k(scores, mask, 7).tolist() == expected
+
+
+def test_an_unseen_target_of_rank_r_is_in_place_r_of_the_list():
+    scores = np.random.default_rng(2).normal(size=(50, 21))
+    target = np.arange(50) % 20 + 1
+    seen = [np.setdiff1d(np.arange(1, 6), [t]) for t in target]
+    lists, found = top_k(scores, seen, 20), ranks(scores, target, seen)
+    assert lists[np.arange(50), found - 1].tolist() == target.tolist()
+
+
+def test_equal_scores_are_listed_by_item_number_and_a_list_ends_where_items_do():
+    assert top_k(np.zeros((1, 5)), [np.array([2])], 6).tolist() == [[1, 3, 4, 0, 0, 0]]
+    assert top_k(np.full((1, 3), -np.inf), [np.array([1])], 1).tolist() == [[0]]
+
+
+@pytest.mark.parametrize(
+    "scores, seen, k",
+    [(np.full((1, 3), np.nan), [np.array([1])], 1), (np.zeros((1, 3)), [], 1), (np.zeros((1, 3)), [np.array([1])], 0)],
+)
+def test_a_list_of_what_cannot_be_ranked_is_refused(scores: np.ndarray, seen: list[np.ndarray], k: int):
+    with pytest.raises(ConfigError):
+        top_k(scores, seen, k)
+
+
+def test_an_average_is_the_mean_and_its_interval_that_of_the_normal_approximation():
+    values = np.random.default_rng(3).normal(5.0, 2.0, size=4000)
+    found = average(values)
+    assert found.value == pytest.approx(values.mean())
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    with pytest.raises(ConfigError, match="values must be of at least one user"):
+        average(np.zeros(0))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.interactions import Interactions, Item
-from ownlet.shared.splits import global_time_split, leave_one_out, public_device_split, seconds_of
+from ownlet.shared.splits import global_time_split, leave_one_out, public_device_split, seconds_of, session_split
 
 DAY = 86_400
 
@@ -91,3 +93,29 @@ def test_without_a_date_the_whole_history_of_a_public_user_is_public():
 def test_a_fraction_above_one_is_refused():
     with pytest.raises(ConfigError, match="fraction must be in"):
         public_device_split(make([3], [0]), fraction=1.5)
+
+
+def test_the_last_session_is_the_test():
+    data = make([4, 3, 1, 0], [0, 0, 0, 0])
+    data = replace(data, times=np.array([0, 10, 31, 51, 0, 20, 40, 7]))
+    split = session_split(data, gap_seconds=20)  # a gap of 20 s is within a session, one of 21 s is not
+    assert split.sessions.tolist() == [2, 1, 1, 0]
+    assert [h.tolist() for h in split.train] == [[10, 9], [10, 9, 8], [10], []]
+    assert [h.tolist() for h in split.test] == [[8, 7], [], [], []]
+
+
+def test_every_event_is_in_one_part_of_a_session_split():
+    data = make([5, 2], [0, 3])
+    for gap in (0, DAY - 1, DAY, 10 * DAY):
+        split = session_split(data, gap_seconds=gap)
+        joined = [np.concatenate([a, b]).tolist() for a, b in zip(split.train, split.test, strict=True)]
+        assert joined == [h.tolist() for h in data.histories]
+    assert session_split(data, gap_seconds=DAY - 1).sessions.tolist() == [5, 2]
+
+
+def test_sessions_need_times_and_a_gap():
+    data = make([3], [0])
+    with pytest.raises(ConfigError, match="gap_seconds must not be negative"):
+        session_split(data, gap_seconds=-1)
+    with pytest.raises(ConfigError, match="sessions need data with times, got data='made'"):
+        session_split(replace(data, has_times=False), gap_seconds=60)
