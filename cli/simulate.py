@@ -42,6 +42,17 @@ class ScheduleChoice(StrEnum):
     cosine = "cosine"
 
 
+class MethodChoice(StrEnum):
+    """How the base is adapted."""
+
+    lora = "lora"
+    lora_frozen_a = "lora-frozen-a"
+    fedsvd = "fedsvd"
+    iak = "iak"
+    bottleneck = "bottleneck"
+    prefix = "prefix"
+
+
 class EngineChoice(StrEnum):
     """What trains a user."""
 
@@ -117,7 +128,7 @@ def simulate(
     window_length: Annotated[int, typer.Option(min=2, help="Events in a window.")] = 20,
     context_length: Annotated[int, typer.Option(min=0, help="Earlier events a window may see; 0 for unit window.")] = 0,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
-    train_a: Annotated[bool, typer.Option(help="Train A as well as B.")] = False,
+    method: Annotated[MethodChoice, typer.Option(help="How the base is adapted.")] = MethodChoice.lora_frozen_a,
     engine: Annotated[EngineChoice, typer.Option(help="What trains a user.")] = EngineChoice.cohort,
     nodes: Annotated[int, typer.Option(min=1, help="Flower nodes; never changes the result.")] = 1,
     grid: Annotated[
@@ -198,7 +209,7 @@ def simulate(
         public_users=public_users,
         sampled_users=sampled_users,
         data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
-        adapter=AdapterConfig(rank=rank, alpha=2.0 * rank, train_a=train_a),
+        adapter=AdapterConfig(method=method.value, rank=rank, alpha=2.0 * rank),
         federation=federation,
         engine=engine.value,
         precision=precision.value,

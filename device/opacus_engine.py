@@ -27,28 +27,63 @@ from torch import Tensor, nn
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
-from ownlet.shared.errors import PrivacyError, require
+from ownlet.shared.errors import ConfigError, PrivacyError
 from ownlet.shared.interactions import pad_histories
-from ownlet.shared.lora import LoRALinear, applied
+from ownlet.shared.lora import applied
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
+from ownlet.shared.sites import BottleneckLinear, LoRALinear, PrefixSite
 from ownlet.shared.windows import Windows
 
 __all__ = ["OpacusEngine"]
 
 
-class _LoRAPair(nn.Module):
-    """LoRA as two bias-free linear layers, the form whose per-sample gradients Opacus knows."""
+class _LinearPair(nn.Module):
+    """A pair beside or behind a linear layer as two linear layers, whose per-sample gradients Opacus knows."""
 
-    def __init__(self, layer: LoRALinear, rank: int, train_a: bool) -> None:
+    def __init__(self, site: LoRALinear, spec: AdapterSpec) -> None:
         super().__init__()
-        self.frozen, self.scale = layer, layer.scale
-        self.lora_a = nn.Linear(layer.in_features, rank, bias=False).requires_grad_(train_a)
-        self.lora_b = nn.Linear(rank, layer.out_features, bias=False)
+        self.frozen, self.scale, self.is_serial = site, site.scale, isinstance(site, BottleneckLinear)
+        num_in, num_out = site.pair_shape
+        self.lora_a = nn.Linear(num_in, spec.rank, bias=False).requires_grad_(spec.train_a)
+        self.lora_b = nn.Linear(spec.rank, num_out, bias=False)
+        self.trained = (self.lora_a.weight, self.lora_b.weight)
+        self.lora_a.train(), self.lora_b.train()  # Opacus records in training mode only; the base stays in eval
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.frozen(x) + self.scale * self.lora_b(self.lora_a(x))  # type: ignore[no-any-return]
+        y = self.frozen(x)
+        inner = self.lora_a(y).relu() if self.is_serial else self.lora_a(x)
+        return y + self.scale * self.lora_b(inner)  # type: ignore[no-any-return]
+
+
+class _PrefixPair(nn.Module):
+    """A prefix; Opacus has no rule for it and differentiates it with functorch."""
+
+    def __init__(self, site: PrefixSite, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.prefix = _Prefix(site, spec)
+        self.trained = (self.prefix.lora_a, self.prefix.lora_b)
+        self.prefix.train()
+
+    def forward(self, mixed: Tensor, query: Tensor) -> Tensor:
+        return mixed + self.prefix(query)  # type: ignore[no-any-return]
+
+
+class _Prefix(nn.Module):
+    """What a prefix gives for queries (batch, heads, length, d / heads)."""
+
+    def __init__(self, site: PrefixSite, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.num_heads, self.scale = site.num_heads, site.scale
+        self.lora_a = nn.Parameter(torch.zeros(spec.rank, site.dim), requires_grad=spec.train_a)
+        self.lora_b = nn.Parameter(torch.zeros(site.dim, spec.rank))
+
+    def forward(self, query: Tensor) -> Tensor:
+        keys = self.lora_a.view(len(self.lora_a), self.num_heads, -1)  # (r, heads, d / heads)
+        values = self.lora_b.view(self.num_heads, -1, self.lora_b.shape[1])  # (heads, d / heads, r)
+        weights = torch.softmax(torch.einsum("bhld,rhd->bhlr", query, keys), dim=-1)
+        return self.scale * torch.einsum("bhlr,hdr->bhld", weights, values)
 
 
 class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -94,16 +129,11 @@ class OpacusEngine:
         self._spec, self._num_items = spec, model.num_items
         self._eager, self._mutex = copy.deepcopy(model).eval().requires_grad_(False), threading.Lock()
         wrapped = copy.deepcopy(model).eval().requires_grad_(False)
-        self._pairs: dict[str, _LoRAPair] = {}
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for layer in spec.layers:
-            linear = wrapped.get_submodule(layer.name)
-            require(
-                isinstance(linear, LoRALinear), "adapter layers must have been attached to the model", name=layer.name
-            )
-            pair = _LoRAPair(linear, spec.rank, spec.train_a)  # type: ignore[arg-type]
-            pair.lora_a.train(), pair.lora_b.train()  # Opacus records in training mode only; the base stays in eval
+            pair = _pair(wrapped.get_submodule(layer.name), layer.name, spec)
             wrapped.set_submodule(layer.name, pair)
-            self._pairs[layer.name] = pair
+            self._pairs[layer.name] = pair.trained
         self._model = GradSampleModule(wrapped, batch_first=True, loss_reduction="sum")
 
     @property
@@ -115,7 +145,7 @@ class OpacusEngine:
     def base_state(self) -> dict[str, Tensor]:
         """The frozen base inside the engine, under the names of the model's own state dict."""
         state = self._model._module.state_dict()
-        return {k.replace(".frozen.", "."): v for k, v in state.items() if ".lora_a." not in k and ".lora_b." not in k}
+        return {k.replace(".frozen.", "."): v for k, v in state.items() if ".lora_" not in k}
 
     def train(
         self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
@@ -187,15 +217,23 @@ class OpacusEngine:
 
     def _trained_parameters(self) -> list[Any]:
         """Parameters in the order of the vector: every A, then every B."""
-        first = [pair.lora_a.weight for pair in self._pairs.values()] if self._spec.train_a else []
-        return first + [pair.lora_b.weight for pair in self._pairs.values()]
+        first = [a for a, _ in self._pairs.values()] if self._spec.train_a else []
+        return first + [b for _, b in self._pairs.values()]
 
     def _load(self, vector: Vector) -> None:
         with torch.no_grad():
             for name, (a, b) in self._spec.split(torch.from_numpy(vector)).items():
-                self._pairs[name].lora_a.weight.copy_(a)
-                self._pairs[name].lora_b.weight.copy_(b)
+                self._pairs[name][0].copy_(a)
+                self._pairs[name][1].copy_(b)
 
     def _store(self) -> Vector:
-        weights = {n: (p.lora_a.weight.detach(), p.lora_b.weight.detach()) for n, p in self._pairs.items()}
+        weights = {name: (a.detach(), b.detach()) for name, (a, b) in self._pairs.items()}
         return self._spec.join(weights).numpy()
+
+
+def _pair(site: nn.Module, name: str, spec: AdapterSpec) -> _LinearPair | _PrefixPair:
+    if isinstance(site, LoRALinear):
+        return _LinearPair(site, spec)
+    if isinstance(site, PrefixSite):
+        return _PrefixPair(site, spec)
+    raise ConfigError(f"adapter layers must have been attached to the model, got {name!r}")

@@ -25,8 +25,9 @@ from torch.nn.functional import linear as product
 
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.model import Block
+from ownlet.shared.sites import Form
 
-__all__ = ["Back", "Tape", "attention", "block", "layer_norm", "linear", "sum_of_last"]
+__all__ = ["Back", "Tape", "attention", "block", "layer_norm", "linear", "prefix", "sum_of_last"]
 
 Back = Callable[[Tensor], Tensor]
 
@@ -36,16 +37,20 @@ class Tape:
     """The adapter that a pass applies, and the gradients that the way back leaves.
 
     Args:
-        scaled_a: layer name -> A (r, in) times alpha / r.
-        b: layer name -> B (out, r).
-        scale_a: alpha / r where A is trained, None where it is not.
+        scaled_a: place -> A (r, in) times alpha / r; a prefix's, which a softmax reads, as it is.
+        b: place -> B (out, r).
+        scale: alpha / r.
+        train_a: whether A is trained.
+        form: how a pair enters (``shared/sites.py``).
         gradients_a: layer name -> (batch, r, in).
         gradients_b: layer name -> (batch, out, r).
     """
 
     scaled_a: dict[str, Tensor]
     b: dict[str, Tensor]
-    scale_a: float | None
+    scale: float
+    train_a: bool
+    form: Form
     gradients_a: dict[str, Tensor] = field(default_factory=dict)
     gradients_b: dict[str, Tensor] = field(default_factory=dict)
 
@@ -53,14 +58,16 @@ class Tape:
     def of(cls, spec: AdapterSpec, vector: Tensor) -> Tape:
         """Cut a vector (P,) into its layers."""
         scale = spec.alpha / spec.rank
-        all_a, all_b = vector[: spec.size_a] * scale, vector[spec.size_a :].view(-1, spec.rank)
+        all_a, all_b = vector[: spec.size_a], vector[spec.size_a :].view(-1, spec.rank)
+        if spec.form != "prefix":
+            all_a = all_a * scale
         scaled_a, b, at_a, at_b = {}, {}, 0, 0
         for layer in spec.layers:
             size = spec.rank * layer.in_features
             scaled_a[layer.name] = all_a[at_a : at_a + size].view(spec.rank, layer.in_features)
             b[layer.name] = all_b[at_b : at_b + layer.out_features]
             at_a, at_b = at_a + size, at_b + layer.out_features
-        return cls(scaled_a=scaled_a, b=b, scale_a=scale if spec.train_a else None)
+        return cls(scaled_a=scaled_a, b=b, scale=scale, train_a=spec.train_a, form=spec.form)
 
 
 def sum_of_last(x: Tensor) -> Tensor:
@@ -69,22 +76,71 @@ def sum_of_last(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, layer: nn.Linear, name: str, tape: Tape) -> tuple[Tensor, Back]:
-    """Map x (batch, length, in) to x Wᵀ + b + alpha / r · (x Aᵀ) Bᵀ, (batch, length, out)."""
+    """Map x (batch, length, in) to x Wᵀ + b and what a pair of the tape adds to that, (batch, length, out)."""
     y = product(x, layer.weight.detach(), layer.bias.detach())
     transposed = layer.weight.detach().T.contiguous()
     if name not in tape.b:
         return y, lambda gradient: product(gradient, transposed)
-    a, b = tape.scaled_a[name], tape.b[name]
-    low = product(x, a)  # (batch, length, r)
+    is_serial = tape.form == "bottleneck"
+    read = y if is_serial else x
+    low = product(read, tape.scaled_a[name])  # (batch, length, r)
+    if is_serial:
+        low = torch.relu(low)
+
+    def back_through_pair(gradient: Tensor) -> Tensor:
+        tape.gradients_b[name] = torch.bmm(torch.permute_copy(gradient, (0, 2, 1)), low)
+        low_gradient = product(gradient, torch.permute_copy(tape.b[name], (1, 0)))
+        if is_serial:
+            low_gradient = low_gradient * is_active(low)
+        if tape.train_a:
+            tape.gradients_a[name] = torch.bmm(torch.permute_copy(low_gradient * tape.scale, (0, 2, 1)), read)
+        return product(low_gradient, torch.permute_copy(tape.scaled_a[name], (1, 0)))
 
     def back(gradient: Tensor) -> Tensor:
-        tape.gradients_b[name] = torch.bmm(torch.permute_copy(gradient, (0, 2, 1)), low)
-        low_gradient = product(gradient, torch.permute_copy(b, (1, 0)))
-        if tape.scale_a is not None:
-            tape.gradients_a[name] = torch.bmm(torch.permute_copy(low_gradient * tape.scale_a, (0, 2, 1)), x)
-        return product(gradient, transposed) + product(low_gradient, torch.permute_copy(a, (1, 0)))
+        if is_serial:
+            return product(gradient + back_through_pair(gradient), transposed)
+        return product(gradient, transposed) + back_through_pair(gradient)
 
-    return y + product(low, b), back
+    return y + product(low, tape.b[name]), back
+
+
+def is_active(x: Tensor) -> Tensor:
+    """Return exactly 1 where what relu gave is positive, else 0."""
+    return torch.ceil(x.clamp(max=1.0))
+
+
+def prefix(query: Tensor, heads: int, name: str, tape: Tape) -> tuple[Tensor, Back]:
+    """Return what learned keys and values add for query (batch, length, d); the same shape."""
+    batch, length, d = query.shape
+    keys = torch.permute_copy(tape.scaled_a[name].view(-1, heads, d // heads), (1, 0, 2))  # (heads, r, d / heads)
+    values = tape.b[name].view(heads, d // heads, -1)  # (heads, d / heads, r)
+
+    def split(rows: Tensor) -> Tensor:
+        return torch.permute_copy(rows.view(batch * length, heads, -1), (1, 0, 2))  # (heads, batch * length, d / heads)
+
+    def join(parts: Tensor) -> Tensor:
+        return torch.permute_copy(parts, (1, 0, 2)).view(batch, length, d)
+
+    def by_window(parts: Tensor) -> Tensor:
+        return parts.view(heads * batch, length, -1)
+
+    q = split(query)
+    weights = torch.softmax(torch.bmm(q, torch.permute_copy(keys, (0, 2, 1))), dim=-1)  # (heads, batch * length, r)
+
+    def back(gradient: Tensor) -> Tensor:
+        mine = split(gradient) * tape.scale
+        of_b = torch.bmm(torch.permute_copy(by_window(mine), (0, 2, 1)), by_window(weights))  # (heads * batch, .., r)
+        of_b = torch.permute_copy(of_b.view(heads, batch, d // heads, -1), (1, 0, 2, 3))
+        tape.gradients_b[name] = of_b.view(batch, d, -1)
+        to_weights = torch.bmm(mine, values)
+        to_scores = weights * (to_weights - sum_of_last(to_weights * weights))
+        if tape.train_a:
+            of_a = torch.bmm(torch.permute_copy(by_window(to_scores), (0, 2, 1)), by_window(q))  # (.., r, ..)
+            of_a = torch.permute_copy(of_a.view(heads, batch, -1, d // heads), (1, 2, 0, 3))
+            tape.gradients_a[name] = of_a.view(batch, -1, d)
+        return join(torch.bmm(to_scores, keys))
+
+    return join(torch.bmm(weights, torch.permute_copy(values, (0, 2, 1)))) * tape.scale, back
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Back]:
@@ -124,14 +180,22 @@ def attention(x: Tensor, part: Block, name: str, tape: Tape, causal: Tensor) -> 
     q, k, v = split(query * scale), split(key), split(value)  # (batch * heads, length, d / heads)
     weights = torch.softmax(torch.bmm(q, torch.permute_copy(k, (0, 2, 1))) + causal, dim=-1)
     mixed = torch.bmm(weights, v)  # from weights (batch * heads, length, length)
-    y, output_back = linear(join(mixed), part.output, f"{name}.output", tape)
+    rows, prefix_back = join(mixed), None
+    if f"{name}.prefix" in tape.b:
+        added, prefix_back = prefix(query, heads, f"{name}.prefix", tape)
+        rows = rows + added
+    y, output_back = linear(rows, part.output, f"{name}.output", tape)
 
     def back(gradient: Tensor) -> Tensor:
-        mixed_gradient = split(output_back(gradient))
+        rows_gradient = output_back(gradient)
+        mixed_gradient = split(rows_gradient)
         value_gradient = torch.bmm(torch.permute_copy(weights, (0, 2, 1)), mixed_gradient)
         inner = sum_of_last(mixed_gradient * mixed)  # the softmax's own sum of gradient times weight, row by row
         score_gradient = weights * (torch.bmm(mixed_gradient, torch.permute_copy(v, (0, 2, 1))) - inner)
-        to_query = query_back(join(torch.bmm(score_gradient, k)) * scale)
+        query_gradient = join(torch.bmm(score_gradient, k)) * scale
+        if prefix_back is not None:
+            query_gradient = query_gradient + prefix_back(rows_gradient)
+        to_query = query_back(query_gradient)
         to_key = key_back(join(torch.bmm(torch.permute_copy(score_gradient, (0, 2, 1)), q)))
         return to_query + to_key + value_back(join(value_gradient))
 
@@ -149,8 +213,7 @@ def block(x: Tensor, part: Block, name: str, tape: Tape, causal: Tensor) -> tupl
     down, down_back = linear(hidden, part.down, f"{name}.down", tape)
 
     def back(gradient: Tensor) -> Tensor:
-        is_active = torch.ceil(hidden.clamp(max=1.0))  # 1 where relu's value is positive, else 0, exactly
-        middle_gradient = gradient + feedforward_norm_back(up_back(down_back(gradient) * is_active))
+        middle_gradient = gradient + feedforward_norm_back(up_back(down_back(gradient) * is_active(hidden)))
         return middle_gradient + attention_norm_back(attention_back(middle_gradient))
 
     return middle + down, back

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ownlet.export.frozen import FrozenBase
-from ownlet.export.parts import Tape, block, layer_norm, linear
+from ownlet.export.parts import Tape, block, layer_norm, linear, prefix
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.model import Block
 
@@ -67,7 +67,11 @@ def _last_of_block(x: Tensor, part: Block, name: str, tape: Tape, is_last: Tenso
     weights = torch.softmax(
         torch.bmm(split(query) / math.sqrt(head_dim), torch.permute_copy(split(key), (0, 2, 1))) + unread, dim=-1
     )
-    attended, _ = linear(torch.bmm(weights, split(value)).view(1, 1, d), part.output, f"{name}.output", tape)
+    mixed = torch.bmm(weights, split(value)).view(1, 1, d)
+    if f"{name}.prefix" in tape.b:
+        added, _ = prefix(query, heads, f"{name}.prefix", tape)
+        mixed = mixed + added
+    attended, _ = linear(mixed, part.output, f"{name}.output", tape)
     row = torch.bmm(is_last, x) + attended
     normal, _ = layer_norm(row, part.feedforward_norm)
     up, _ = linear(normal, part.up, f"{name}.up", tape)

@@ -23,6 +23,7 @@ from ownlet.server.admit import Expected, admit_all
 from ownlet.server.aggregate import noised_average, server_step, sum_of
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
 from ownlet.server.early_stop import Judge, best_of, why_stop
+from ownlet.server.fedsvd import turn_a
 from ownlet.server.nodes import Nodes, split_cohort
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -227,6 +228,8 @@ def _close_round(
         total = sum_of(answers.admitted, spec.num_trainable)
         average = noised_average(total, config, num_users, _noise(config, "server", number))
         vector, momentum = server_step(spec, state.vector, state.momentum, average, config, number)
+        if config.svd_every and (state.version + 1) % config.svd_every == 0:
+            vector, momentum = turn_a(spec, vector, momentum)
         state = replace(state, vector=spec.check(vector), momentum=momentum, version=state.version + 1)
         update_norm = float(np.linalg.norm(average))
     result = RoundResult(

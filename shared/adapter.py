@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ownlet.shared.errors import AdapterError, require
+from ownlet.shared.sites import FORMS, Form
 from ownlet.shared.store import write_atomic
 from ownlet.shared.tensors import pack, unpack
 
@@ -41,7 +42,7 @@ _FORMAT = "ownlet-adapter-1"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """A linear layer that carries an adapter: A is (rank, in_features), B is (out_features, rank)."""
+    """A place that carries an adapter: A is (rank, in_features), B is (out_features, rank)."""
 
     name: str
     in_features: int
@@ -58,6 +59,7 @@ class AdapterSpec:
         alpha: the low-rank term is scaled by alpha / rank.
         base_hash: SHA-256 of the base that the adapter belongs to.
         train_a: whether A is trained; if not, only the B suffix ever changes.
+        form: how A and B enter the model (``shared/sites.py``).
     """
 
     layers: tuple[LayerShape, ...]
@@ -65,9 +67,11 @@ class AdapterSpec:
     alpha: float
     base_hash: str
     train_a: bool = False
+    form: Form = "lora"
 
     def __post_init__(self) -> None:
         require(len(self.layers) > 0, "an adapter must have at least one layer", layers=self.layers)
+        require(self.form in FORMS, f"form must be one of {', '.join(FORMS)}", form=self.form)
         require(self.rank >= 1, "rank must be at least 1", rank=self.rank)
 
     @property

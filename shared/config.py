@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ownlet.shared.errors import require
 from ownlet.shared.schedule import SCHEDULES
 
-__all__ = ["PERSONAL_PLAN", "AdapterConfig", "FederationConfig", "ModelConfig", "Plan", "WindowConfig"]
+__all__ = ["PERSONAL_PLAN", "AdapterConfig", "FederationConfig", "MethodName", "ModelConfig", "Plan", "WindowConfig"]
+
+MethodName = Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +46,25 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Which layers carry an adapter, and how large it is.
+    """Which method adapts which places of the base, and how large the adapter is.
 
     Args:
-        target_modules: last parts of layer names, as in PEFT.
-        rank: r.
-        alpha: lora_alpha; the low-rank term is scaled by alpha / rank.
-        train_a: train A too. The default trains B only (FFA-LoRA): averages stay exact and noise stays linear.
+        method: see ``shared/methods.py``. The default trains B only: averages stay exact and noise stays linear.
+        target_modules: last parts of the names of layers, as in PEFT; None is what suits the method.
+        rank: r: rank of LoRA, width of a bottleneck, length of a prefix.
+        alpha: lora_alpha; what the adapter adds is scaled by alpha / rank.
     """
 
-    target_modules: tuple[str, ...] = ("query", "value", "up", "down")
+    method: MethodName = "lora-frozen-a"
+    target_modules: tuple[str, ...] | None = None
     rank: int = 8
     alpha: float = 16.0
-    train_a: bool = False
+
+    def __post_init__(self) -> None:
+        names = get_args(MethodName)
+        require(self.method in names, f"method must be one of {', '.join(names)}", method=self.method)
+        require(self.rank >= 1, "rank must be at least 1", rank=self.rank)
+        require(0 < self.alpha < math.inf, "alpha must be positive", alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +176,7 @@ class FederationConfig:
         warmup_rounds: rounds in which the server's learning rate rises linearly to its full value.
         patience: stop after this many evaluations on held-out public users without a better one, and end with the
             best adapter; 0 runs all rounds and ends with the last. Every round that ran stays charged.
+        svd_every: rounds between two turns of A by FedSVD (``server/fedsvd.py``); 0 is never.
         quorum: the share of asked nodes that must answer with an admitted reply; below it the round is void.
         dp_delta: the privacy parameter delta at which epsilon is reported.
         target_epsilon: the run stops before a round that would exceed it.
@@ -188,6 +197,7 @@ class FederationConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = 0
     patience: int = 0
+    svd_every: int = 0
     quorum: float = 0.5
     dp_delta: float = 1e-5
     target_epsilon: float = math.inf
@@ -217,6 +227,7 @@ class FederationConfig:
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
+        require(self.svd_every >= 0, "svd_every must not be negative", svd_every=self.svd_every)
         require(0 < self.quorum <= 1, "quorum must be in (0, 1]", quorum=self.quorum)
         require(0 < self.dp_delta < 1, "dp_delta must be in (0, 1)", dp_delta=self.dp_delta)
         require(self.target_epsilon > 0, "target_epsilon must be positive", target_epsilon=self.target_epsilon)

@@ -1,8 +1,8 @@
-"""LoRA whose weights are inputs, not parameters (Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1).
+"""Adapters whose weights are inputs, not parameters: attached once, applied for the duration of a forward pass.
 
-``LoRALinear`` computes ``y = x Wᵀ + b + (alpha / rank) · (x Aᵀ) Bᵀ`` where A and B are handed in for the duration of a
-forward pass. Either may carry a leading batch dimension, one adapter per example: the same broadcasting matmul then
-serves one device, per-example gradients (expand the adapter over the batch, differentiate once) and a stacked cohort.
+Because A and B are handed in, and may differ from example to example, the same code serves one device, per-example
+gradients (expand the adapter over the batch, differentiate once) and a stacked cohort. The forms of an adapter stand in
+``shared/sites.py``.
 """
 
 from __future__ import annotations
@@ -15,41 +15,12 @@ from torch import Tensor, nn
 from ownlet.shared.adapter import AdapterSpec, LayerShape, hash_state
 from ownlet.shared.config import AdapterConfig
 from ownlet.shared.errors import AdapterError, ConfigError, require
+from ownlet.shared.methods import METHODS, targets_of
+from ownlet.shared.sites import FORMS, Form, LoRALinear, PrefixSite
 
 __all__ = ["LoRALinear", "applied", "attach", "attach_adapter", "attach_spec"]
 
 LayerWeights = Mapping[str, tuple[Tensor, Tensor]]
-
-
-class LoRALinear(nn.Linear):
-    """A frozen linear layer that adds a low-rank term while an adapter is applied.
-
-    It keeps the parameter names of ``nn.Linear``, so a state dict fits before and after ``attach``.
-    """
-
-    scale: float
-    lora: tuple[Tensor, Tensor] | None
-
-    @classmethod
-    def wrap(cls, linear: nn.Linear, scale: float) -> LoRALinear:
-        """Return a layer that shares the weight and bias of ``linear``."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.scale, layer.lora = scale, None
-        return layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (batch, ..., in) to (batch, ..., out)."""
-        y = nn.functional.linear(x, self.weight, self.bias)
-        if self.lora is None:
-            return y
-        a, b = self.lora  # a (r, in) or (batch, r, in); b (out, r) or (batch, out, r)
-        if x.dim() == 2 and (a.dim() == 3 or b.dim() == 3):
-            x = x.unsqueeze(1)  # (batch, 1, in): one row per example
-            return y + self.scale * ((x @ a.mT) @ b.mT).squeeze(1)
-        return y + self.scale * ((x @ a.mT) @ b.mT)
 
 
 def attach(
@@ -60,51 +31,61 @@ def attach(
     alpha: float,
     base_hash: str,
     train_a: bool = False,
+    form: Form = "lora",
 ) -> AdapterSpec:
-    """Freeze the model and replace its target linear layers, in place, with ``LoRALinear``.
+    """Freeze the model and put adapter sites in the place of its target modules.
 
     Args:
-        model: any module with ``nn.Linear`` layers.
-        target_modules: last parts of layer names (``"query"``) or whole dotted names (``"blocks.0.query"``).
+        model: any module with ``nn.Linear`` layers; for a prefix one that has a ``PrefixSite``.
+        target_modules: last parts of names (``"query"``) or whole dotted names (``"blocks.0.query"``).
         rank: the inner dimension r of A (r, in) and B (out, r).
-        alpha: the low-rank term is scaled by alpha / rank.
+        alpha: what the adapter adds is scaled by alpha / rank.
         base_hash: the hash of the base that the adapter belongs to (``adapter.hash_state``).
         train_a: train A as well as B; the default freezes A (FFA-LoRA, https://arxiv.org/abs/2403.12313).
+        form: how the adapter enters, one of ``sites.FORMS``.
 
     Returns:
         The spec of an adapter for this model; its layers are in the model's own order.
 
     Raises:
-        ConfigError: a target matches no linear layer, or the rank exceeds a layer's size.
+        ConfigError: a target matches nothing that can carry the adapter, or the rank exceeds a layer's size.
     """
     require(rank >= 1, "rank must be at least 1", rank=rank)
     require(alpha > 0, "alpha must be positive", alpha=alpha)
-    model.requires_grad_(False)
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    require(form in FORMS, f"form must be one of {', '.join(FORMS)}", form=form)
+    site = FORMS[form]
+    candidates = {name: module for name, module in model.named_modules() if site.accepts(module)}
     for target in target_modules:
-        if not any(_matches(name, target) for name in linears):
+        if not any(_matches(name, target) for name in candidates):
             raise ConfigError(
-                f"target_modules must name linear layers of the model, got {target!r}; it has {[*linears]}"
+                f"target_modules must name modules that can carry the form {form}, got {target!r}; the model has "
+                f"{[*candidates]}"
             )
-    chosen = {n: m for n, m in linears.items() if any(_matches(n, t) for t in target_modules)}
-    for name, linear in chosen.items():
-        require(rank <= min(linear.in_features, linear.out_features), f"rank must fit layer {name}", rank=rank)
-        model.set_submodule(name, LoRALinear.wrap(linear, alpha / rank))
+    chosen = {n: m for n, m in candidates.items() if any(_matches(n, t) for t in target_modules)}
+    sites = {name: site.wrap(module, alpha / rank) for name, module in chosen.items()}
+    for name, one in sites.items():
+        require(rank <= min(one.pair_shape), f"rank must fit layer {name}", rank=rank)
+    model.requires_grad_(False)
+    for name, one in sites.items():
+        model.set_submodule(name, one)  # type: ignore[arg-type]
     layers = tuple(
-        LayerShape(name=n, in_features=m.in_features, out_features=m.out_features) for n, m in chosen.items()
+        LayerShape(name=name, in_features=one.pair_shape[0], out_features=one.pair_shape[1])
+        for name, one in sites.items()
     )
-    return AdapterSpec(layers=layers, rank=rank, alpha=alpha, base_hash=base_hash, train_a=train_a)
+    return AdapterSpec(layers=layers, rank=rank, alpha=alpha, base_hash=base_hash, train_a=train_a, form=form)
 
 
 def attach_adapter(model: nn.Module, config: AdapterConfig) -> AdapterSpec:
     """Attach the configured adapter to a base that has none yet; its hash is taken here. See ``attach``."""
+    method = METHODS[config.method]
     return attach(
         model,
-        target_modules=config.target_modules,
+        target_modules=targets_of(config),
         rank=config.rank,
         alpha=config.alpha,
         base_hash=hash_state(model.state_dict()),
-        train_a=config.train_a,
+        train_a=method.train_a,
+        form=method.form,
     )
 
 
@@ -122,6 +103,7 @@ def attach_spec(model: nn.Module, spec: AdapterSpec) -> None:
         alpha=spec.alpha,
         base_hash=spec.base_hash,
         train_a=spec.train_a,
+        form=spec.form,
     )
     if found != spec:
         raise AdapterError(f"adapter must fit the layers of the base, got {spec.layers} for {found.layers}")
@@ -140,17 +122,18 @@ def applied(model: nn.Module, weights: LayerWeights) -> Iterator[None]:
         weights: layer name -> (A, B), as ``AdapterSpec.split`` gives them.
 
     Raises:
-        ConfigError: a name is not a ``LoRALinear`` of the model.
+        ConfigError: a name is not an adapter site of the model.
     """
-    layers = []
+    sites = []
     for name in weights:
-        layer = model.get_submodule(name)
-        require(isinstance(layer, LoRALinear), "adapter layers must have been attached to the model", name=name)
-        layers.append((layer, weights[name]))
-    for layer, pair in layers:
-        layer.lora = pair  # type: ignore[assignment]
+        site = model.get_submodule(name)
+        if not isinstance(site, LoRALinear | PrefixSite):
+            raise ConfigError(f"adapter layers must have been attached to the model, got {name!r}")
+        sites.append((site, weights[name]))
+    for site, pair in sites:
+        site.pair = pair
     try:
         yield
     finally:
-        for layer, _ in layers:
-            layer.lora = None  # type: ignore[assignment]
+        for site, _ in sites:
+            site.pair = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ownlet.shared.config import ModelConfig
+from ownlet.shared.sites import PrefixSite
 
 __all__ = ["SASRec"]
 
@@ -28,6 +29,7 @@ class Block(nn.Module):
         self.num_heads = config.num_heads
         self.attention_norm = nn.LayerNorm(d)
         self.query, self.key, self.value, self.output = (nn.Linear(d, d) for _ in range(4))
+        self.prefix = PrefixSite(d, config.num_heads)
         self.feedforward_norm = nn.LayerNorm(d)
         self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
         self.dropout = nn.Dropout(config.dropout)
@@ -45,7 +47,7 @@ class Block(nn.Module):
         # (batch, length, d) -> (batch, heads, length, d / heads)
         query, key, value = (layer(x).reshape(per_head).transpose(1, 2) for layer in (self.query, self.key, self.value))
         weights = torch.softmax(query @ key.mT / math.sqrt(d // self.num_heads) + causal, dim=-1)
-        mixed = (self.dropout(weights) @ value).transpose(1, 2).reshape(batch, length, d)
+        mixed = self.prefix(self.dropout(weights) @ value, query).transpose(1, 2).reshape(batch, length, d)
         output: Tensor = self.output(mixed)
         return output
 

@@ -97,7 +97,9 @@ class CohortEngine:
         if threads is None:
             threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         require(threads >= 1, "threads must be at least 1", threads=threads)
-        require(dtype == torch.float32 or not spec.train_a, "dtype must be float32 where A is trained too", dtype=dtype)
+        self._is_written_out = spec.form == "lora" and not spec.train_a
+        exact = dtype == torch.float32 or self._is_written_out
+        require(exact, "dtype must be float32 but for LoRA with a frozen A", dtype=dtype)
         self._threads = threads
         self._chunk_positions = max(1, chunk_bytes // _position_bytes(model, spec))
 
@@ -135,7 +137,7 @@ class CohortEngine:
     def _gradients(self, start: Tensor) -> SimpleQueue[WindowGradients]:
         """Return one ``WindowGradients`` per thread."""
         free: SimpleQueue[WindowGradients] = SimpleQueue()
-        shared = None if self._spec.train_a else SharedWeights(self._model, self._spec, start, self._dtype)
+        shared = SharedWeights(self._model, self._spec, start, self._dtype) if self._is_written_out else None
         for _ in range(self._threads):
             if shared is None:
                 free.put(AutogradGradients(self._model, self._spec, start))

@@ -19,6 +19,7 @@ from flwr.common.serde import recorddict_to_proto
 from ownlet.export.bundle import write_bundle
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
+from ownlet.shared.methods import targets_of
 from ownlet.shared.metrics import ndcg, paired_difference, summarise
 from ownlet.shared.privacy import ACCOUNTANT
 from ownlet.shared.wire import TrainReply, TrainRequest, reply_to_records, request_to_records
@@ -201,7 +202,7 @@ def _report(
             "device users": f"{len(setting.devices)}",
             "seeds": ", ".join(map(str, config.seeds)),
             "adapter": f"rank {first.spec.rank}, {first.spec.num_trainable} trained numbers, "
-            f"on {', '.join(config.adapter.target_modules)}",
+            f"on {', '.join(targets_of(config.adapter))}",
             "rounds": f"{federation.rounds}, each user in a round with probability {federation.cohort_rate:g}",
             "local training": f"{federation.plan.steps} step(s), learning rate {federation.plan.learning_rate:g}",
             "clip norm": f"{federation.clip_norm:g}",

@@ -22,6 +22,7 @@ from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_ada
 from ownlet.shared.config import AdapterConfig, FederationConfig
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
+from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
@@ -166,7 +167,7 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
             engine,
             fleet.store,
             start,
-            config.federation,
+            rounds_for(config.adapter, config.federation),
             num_users=fleet.num_users,
             held_out=fleet.held_out,
             num_nodes=config.num_nodes,

@@ -23,6 +23,7 @@ from ownlet.shared.content import content_vectors
 from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import require
 from ownlet.shared.lora import attach_adapter
+from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
@@ -226,7 +227,7 @@ def _base(config: TrialConfig, setting: Setting, seed: int, folder: Path, progre
 
 def run_config(config: TrialConfig, epsilon: float, seed: int) -> FederationConfig:
     """Return the settings of one run: no privacy at infinite epsilon, else user-level with the noise that it takes."""
-    plain = replace(config.federation, seed=seed)
+    plain = replace(rounds_for(config.adapter, config.federation), seed=seed)
     if math.isinf(epsilon):
         return replace(plain, unit="none", noise_multiplier=0.0)
     sigma = noise_multiplier_for(

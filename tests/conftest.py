@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, initial_adapter
-from ownlet.shared.config import AdapterConfig, ModelConfig, WindowConfig
+from ownlet.shared.config import ModelConfig, WindowConfig
 from ownlet.shared.interactions import Item
 from ownlet.shared.lora import attach
+from ownlet.shared.methods import METHODS
 from ownlet.shared.model import SASRec
 
 torch.set_num_threads(1)  # the models are tiny: threads waiting for each other made tests ten times slower
@@ -44,7 +45,7 @@ def make_tiny(*, train_a: bool = False) -> Tiny:
         model = SASRec(ModelConfig(dim=16, num_layers=1, max_length=12), content).eval()
         with torch.no_grad():
             model.item_embedding.weight[1:].normal_(std=0.3)  # scores that differ clearly, gradients of some size
-    targets = AdapterConfig().target_modules
+    targets = METHODS["lora-frozen-a"].targets
     base_hash = hash_state(model.state_dict())
     spec = attach(model, target_modules=targets, rank=4, alpha=8.0, base_hash=base_hash, train_a=train_a)
     vector = initial_adapter(spec, seed=1)

@@ -73,7 +73,7 @@ class _AdaptedSASRec(nn.Module):
         self.lora_b = nn.ParameterList()
         for name, (a, b) in spec.split(torch.from_numpy(vector)).items():
             self.lora_b.append(nn.Parameter(b.clone()))
-            base.get_submodule(name).lora = (a, self.lora_b[-1])  # type: ignore[assignment]
+            base.get_submodule(name).pair = (a, self.lora_b[-1])  # type: ignore[assignment]
         with torch.no_grad():
             items = base.item_vectors()
         self._frozen = (base, items)  # a tuple is not registered: the base's weights are not among the parameters
