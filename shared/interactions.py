@@ -7,7 +7,7 @@ are split into what is trained on and what is tested on stands in ``shared/split
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,12 +30,14 @@ class Item:
         id: the id in the source file, as text.
         title: empty where the source has none.
         genres: empty where the source has none.
+        description: empty where the source has none; read by text encoders alone.
     """
 
     number: int
     id: str
     title: str = ""
     genres: tuple[str, ...] = ()
+    description: str = ""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Item:
@@ -159,9 +161,7 @@ def _select(
     number = np.cumsum(with_items)  # (num_items + 1,) old number -> new number; column 0 is padding and never marked
     counts = np.bincount(interactions.users[keep], minlength=interactions.num_users)[with_users]
     items = tuple(
-        Item(number=int(number[item.number]), id=item.id, title=item.title, genres=item.genres)
-        for item in interactions.items
-        if with_items[item.number]
+        replace(item, number=int(number[item.number])) for item in interactions.items if with_items[item.number]
     )
     return Interactions(
         name=interactions.name,

@@ -1,4 +1,4 @@
-"""Turn off what Flower and Ray send home, their update checks, and Flower's installing of packages at run time.
+"""Turn off what Flower, Ray and the model hub's client send home, update checks, and Flower's installing of packages.
 
 Flower reads its variables when it is first imported, so an entry point imports this module before anything else. What
 the caller has set already is kept. ``flwr`` itself, when typed in a shell, never imports this: set the variables there.
@@ -15,6 +15,7 @@ QUIET_ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
 for _name, _value in QUIET_ENVIRONMENT.items():

@@ -82,3 +82,31 @@ def tiny_bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         top_k=10,
     )
     return folder
+
+
+WORDS = ("alien", "crew", "drama", "horror", "love", "moon", "red", "robot", "romance", "sci", "fi", "space", "wedding")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random DistilBERT of width 16, and a WordPiece vocabulary of a few words and all letters."""
+    from transformers import BertTokenizer, DistilBertConfig, DistilBertModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = tmp_path_factory.mktemp("encoders") / "tiny"
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789().,-"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)))
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        shape = DistilBertConfig(
+            vocab_size=len(pieces), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40
+        )
+        model = DistilBertModel(shape)
+        with torch.no_grad():
+            model.embeddings.word_embeddings.weight.normal_(std=1.0)  # words that differ clearly
+    model.save_pretrained(folder)
+    return folder
