@@ -46,6 +46,15 @@ def pretrain(
     dim: Annotated[int, typer.Option(min=2, help="Width of the hidden states.")] = 64,
     layers: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 2,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    context: Annotated[
+        str,
+        typer.Option(
+            help="What the base reads of the moment of each question: any of gap, hour, weekday, period, and "
+            "NAME=COLUMN for a column that is known before the item is, such as device=device_type."
+        ),
+    ] = "",
+    utc_offset_hours: Annotated[float, typer.Option(help="Of --context hour and weekday.")] = 0.0,
+    period_days: Annotated[float, typer.Option(help="Length of a period of --context period.")] = 30.0,
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     name: Name = None,
@@ -62,6 +71,7 @@ def pretrain(
     from ownlet.shared.config import ModelConfig
     from ownlet.simulations.base_run import BaseRunConfig, run_pretrain
     from ownlet.simulations.findings import quality_row
+    from ownlet.simulations.moments import ContextRequest
     from ownlet.simulations.pretrain import PretrainConfig
     from ownlet.simulations.report import quality_table
     from ownlet.simulations.results import RunFolder
@@ -72,6 +82,11 @@ def pretrain(
         data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
         users=users.value,
         model=ModelConfig(dim=dim, num_layers=layers),
+        context=ContextRequest(
+            fields=tuple(part.strip() for part in context.split(",") if part.strip()),
+            utc_offset_hours=utc_offset_hours,
+            period_days=period_days,
+        ),
         recipe=PretrainConfig(max_epochs=epochs, learning_rate=learning_rate, seed=seed),
     )
     folder = RunFolder.create(runs, "pretrain", config, seed, name=name, overwrite=overwrite)

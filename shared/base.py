@@ -6,7 +6,6 @@ For devices that have PyTorch and train with it: everything that the model was m
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -29,7 +28,7 @@ def save_base_weights(path: Path, model: SASRec) -> None:
         OSError: the disk refused.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": _FORMAT, "config": json.dumps(asdict(model.config), sort_keys=True)}
+    metadata = {"format": _FORMAT, "config": json.dumps(model.config.to_plain(), sort_keys=True)}
     write_atomic(path, save(state, metadata=metadata))
 
 
@@ -45,7 +44,7 @@ def load_base_weights(path: Path) -> SASRec:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
         if metadata.get("format") != _FORMAT:
             raise BundleError(f"base must have format {_FORMAT}, got {metadata.get('format')!r} in {path}")
-        model = SASRec(ModelConfig(**json.loads(metadata["config"])), state["content"])
+        model = SASRec(ModelConfig.from_plain(json.loads(metadata["config"])), state["content"])
         model.load_state_dict(state)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise BundleError(f"base must be readable safetensors, got {path}: {error}") from error

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.schedule import SCHEDULES
 
@@ -29,6 +30,7 @@ class ModelConfig:
         num_heads: attention heads; must divide ``dim``.
         max_length: the longest history, in events, that the base reads.
         dropout: dropout probability while the base is trained; a frozen base never drops.
+        context: what the base reads of the moment of each question, beside the history; nothing by default.
     """
 
     dim: int = 64
@@ -36,12 +38,30 @@ class ModelConfig:
     num_heads: int = 2
     max_length: int = 50
     dropout: float = 0.2
+    context: tuple[ContextField, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_layers", "num_heads", "max_length"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
         require(self.dim % self.num_heads == 0, "num_heads must divide dim", dim=self.dim, num_heads=self.num_heads)
         require(0 <= self.dropout < 1, "dropout must be in [0, 1)", dropout=self.dropout)
+        names = [field.name for field in self.context]
+        require(len(set(names)) == len(names), "context must have fields of different names", names=names)
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Read what ``to_plain`` made of one, also where it went through JSON.
+
+        Raises:
+            ConfigError: a number out of its range.
+            TypeError: not the fields of this class.
+        """
+        return cls(**{**raw, "context": tuple(ContextField.of(field) for field in raw.get("context", ()))})
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the settings as plain values; of a base without context the same as before there was any."""
+        plain = {**asdict(self), "context": [field.to_plain() for field in self.context]}
+        return {key: value for key, value in plain.items() if key != "context" or self.context}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,9 @@ vector, so an item that was never trained on still has one. Attention is written
 the exported training step differentiates through it.
 
 Histories are padded on the right with item 0; causal attention then keeps padding out of every real position.
+
+What is known of the moment of each question (``shared/context.py``) is added to the position that answers it, as one
+vector per field.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ownlet.shared.config import ModelConfig
+from ownlet.shared.context import num_context_rows
+from ownlet.shared.errors import require
 from ownlet.shared.sites import PrefixSite
 
 __all__ = ["SASRec"]
@@ -73,6 +78,8 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
+        if config.context:
+            self.context_embedding = nn.Parameter(torch.empty(num_context_rows(config.context), config.dim))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -86,6 +93,8 @@ class SASRec(nn.Module):
         nn.init.normal_(self.position_embedding, std=0.02)
         with torch.no_grad():
             self.item_embedding.weight[0].zero_()
+            if self.config.context:  # a value that is never trained on stays what unknown is
+                self.context_embedding.zero_()
 
     @property
     def num_items(self) -> int:
@@ -97,23 +106,40 @@ class SASRec(nn.Module):
         projected: Tensor = self.content_projection(self.content)
         return self.item_embedding.weight + projected
 
-    def encode(self, history: Tensor, items: Tensor) -> Tensor:
+    def encode(self, history: Tensor, items: Tensor, context: Tensor | None = None) -> Tensor:
         """Return hidden states.
 
         Args:
             history: (batch, length) item numbers, 0 behind the last event; length at most ``max_length``.
             items: (num_items + 1, d) from ``item_vectors``, passed in so that it is computed once.
+            context: (batch, length, fields) rows from ``shared.context`` of the moment after each event; None where
+                nothing is known.
 
         Returns:
             (batch, length, d); position t has read the events up to and including t.
         """
-        return self.final_norm(self.transform(self.embed(history, items)))  # type: ignore[no-any-return]
+        return self.final_norm(self.transform(self.embed(history, items, context)))  # type: ignore[no-any-return]
 
-    def embed(self, history: Tensor, items: Tensor) -> Tensor:
-        """Return what the first block reads, (batch, length, d): scaled item vectors plus positions."""
+    def embed(self, history: Tensor, items: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return what the first block reads, (batch, length, d): scaled item vectors, positions and context."""
         x = items[history] * math.sqrt(self.config.dim) + self.position_embedding[: history.shape[1]]
+        if context is not None:
+            x = x + self.context_vectors(context)
         embedded: Tensor = self.dropout(x)
         return embedded
+
+    def context_vectors(self, context: Tensor) -> Tensor:
+        """Return (batch, length, d), the sum of the fields' vectors, of rows (batch, length, fields).
+
+        Raises:
+            ConfigError: other fields than the base's.
+        """
+        given, fields = context.shape[-1], len(self.config.context)
+        require(given == fields, f"context must have the base's {fields} fields", fields=given)
+        if fields == 0:
+            return self.position_embedding.new_zeros(())
+        # row 0 is unknown: zero, and never trained
+        return nn.functional.embedding(context, self.context_embedding, padding_idx=0).sum(dim=-2)
 
     def transform(self, x: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
         """Send x (batch, length, d) through the blocks ``first`` to ``stop - 1``, by default through all."""
@@ -123,22 +149,23 @@ class SASRec(nn.Module):
             x = block(x, causal)
         return x
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, context: Tensor | None = None) -> Tensor:
         """Score the next item after every position: history (batch, length) -> (batch, length, num_items + 1)."""
         items = self.item_vectors()
-        return self.encode(history, items) @ items.T
+        return self.encode(history, items, context) @ items.T
 
-    def score_last(self, history: Tensor, lengths: Tensor) -> Tensor:
+    def score_last(self, history: Tensor, lengths: Tensor, context: Tensor | None = None) -> Tensor:
         """Score the next item after the last event.
 
         Args:
             history: (batch, length), padded on the right.
             lengths: (batch,) events in each row, at least 1.
+            context: (batch, length, fields); that of the last event's position is the request's own.
 
         Returns:
             (batch, num_items + 1); column 0 is padding and means nothing.
         """
         items = self.item_vectors()
-        hidden = self.encode(history, items)  # (batch, length, d)
+        hidden = self.encode(history, items, context)  # (batch, length, d)
         last = hidden[torch.arange(len(history), device=history.device), lengths - 1]  # (batch, d)
         return last @ items.T

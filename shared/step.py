@@ -46,7 +46,13 @@ def window_leaves(
 
 
 def window_gradients(
-    model: SASRec, spec: AdapterSpec, vectors: Tensor, history: Tensor, target: Tensor, valid: Tensor
+    model: SASRec,
+    spec: AdapterSpec,
+    vectors: Tensor,
+    history: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return every window's loss and gradient with respect to its own adapter.
 
@@ -57,13 +63,14 @@ def window_gradients(
         history: (batch, length) item numbers.
         target: (batch, length) item numbers.
         valid: (batch, length) float, 1 where the target counts.
+        context: (batch, length, fields) rows of the context of each position, where the base reads any.
 
     Returns:
         losses (batch,) and gradients (batch, num_trainable), both detached.
     """
     weights, leaves = window_leaves(spec, vectors, history.shape[0])
     with torch.enable_grad(), applied(model, weights):
-        losses = softmax_loss(model(history), target, valid)
+        losses = softmax_loss(model(history, context), target, valid)
         gradients = torch.autograd.grad(losses.sum(), leaves)
     return losses.detach(), torch.cat([g.flatten(1) for g in gradients], dim=1)
 
@@ -89,6 +96,7 @@ def dp_sgd_step(
     noise: Tensor,
     clip: Tensor,
     rate: Tensor,
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step of DP-SGD on the adapter's trainable suffix.
 
@@ -105,12 +113,13 @@ def dp_sgd_step(
         noise: (num_trainable,) noise for the gradient sum, standard deviation sigma * C, drawn by the host.
         clip: () C.
         rate: () learning rate divided by the plan's expected batch.
+        context: (batch, length, fields) rows of the context of each position, where the base reads any.
 
     Returns:
         the new vector (P,), losses (batch,) and gradient norms (batch,). The last two are private: they stay where
         the data is.
     """
-    losses, gradients = window_gradients(model, spec, vector, history, target, valid)
+    losses, gradients = window_gradients(model, spec, vector, history, target, valid, context)
     factors, norms = clip_factors(gradients, clip)
     total = factors @ gradients + noise  # (num_trainable,)
     frozen, trainable = vector[: spec.trainable.start], vector[spec.trainable]

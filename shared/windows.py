@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.config import WindowConfig
+from ownlet.shared.errors import require
 from ownlet.shared.interactions import History
 
 __all__ = ["WindowStack", "Windows", "cut_histories", "cut_windows", "stack_windows"]
@@ -28,18 +29,22 @@ class Windows:
         history: (n, row_length) item numbers, padded on the right with 0.
         target: (n, row_length) the item after each position.
         valid: (n, row_length) float32, 1 where the target belongs to this window.
+        context: (n, row_length, fields) rows from ``shared.context`` of the moment of each target; None where nothing
+            is known.
     """
 
     history: NDArray[np.int64]
     target: NDArray[np.int64]
     valid: NDArray[np.float32]
+    context: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.history)
 
     def __getitem__(self, rows: Any) -> Windows:
         """Return some of the windows: a slice, a mask or indices."""
-        return Windows(history=self.history[rows], target=self.target[rows], valid=self.valid[rows])
+        context = None if self.context is None else self.context[rows]
+        return Windows(history=self.history[rows], target=self.target[rows], valid=self.valid[rows], context=context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ class WindowStack(Sequence[Windows]):
         return WindowStack(windows=self.windows[first + np.arange(len(first))], counts=counts)
 
 
-def cut_windows(events: History, config: WindowConfig) -> Windows:
+def cut_windows(events: History, config: WindowConfig, context: NDArray[np.int64] | None = None) -> Windows:
     """Cut a history into windows.
 
     Consecutive windows hold ``window_length`` events each; the last may be shorter. Every event is the target in at
@@ -97,15 +102,20 @@ def cut_windows(events: History, config: WindowConfig) -> Windows:
     Args:
         events: (num_events,) item numbers in time order.
         config: lengths.
+        context: (num_events, fields) of the moment of each event, where anything is known.
 
     Returns:
         Only windows with at least one target; possibly none.
     """
-    return cut_histories(events, np.zeros(1, np.int64), np.array([len(events)]), config).windows
+    return cut_histories(events, np.zeros(1, np.int64), np.array([len(events)]), config, context).windows
 
 
 def cut_histories(
-    events: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64], config: WindowConfig
+    events: NDArray[Any],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    config: WindowConfig,
+    context: NDArray[Any] | None = None,
 ) -> WindowStack:
     """Cut many histories at once, each as ``cut_windows`` does.
 
@@ -114,17 +124,18 @@ def cut_histories(
         starts: (users,) where each history begins.
         lengths: (users,) how many events it has.
         config: lengths of windows.
+        context: (num_events, fields) of the moment of each event, where anything is known.
 
     Returns:
         One entry per user.
     """
-    size, context = config.window_length, config.context_length
+    size, earlier = config.window_length, config.context_length
     slices = -(-lengths // size)  # (users,) windows, were one without a target a window too
     user = np.repeat(np.arange(len(lengths)), slices)
     number = np.arange(len(user)) - np.repeat(np.cumsum(slices) - slices, slices)  # of the window within its user
     begin = number * size
     stop = np.minimum(begin + size, lengths[user])
-    first = np.maximum(0, begin - context)  # earlier events that the window may see
+    first = np.maximum(0, begin - earlier)  # earlier events that the window may see
     kept = stop - first >= 2
     user, begin, stop, first = user[kept], begin[kept], stop[kept], first[kept]
     column = np.arange(config.row_length)  # (row_length,)
@@ -133,19 +144,30 @@ def cut_histories(
     history, target = np.zeros(at.shape, np.int64), np.zeros(at.shape, np.int64)
     history[within], target[within] = events[at[within]], events[at[within] + 1]
     valid = within & (column >= (begin - first - 1)[:, None])  # targets from events[begin] on
+    moments = None
+    if context is not None:
+        moments = np.zeros((*at.shape, context.shape[1]), np.int64)
+        moments[within] = context[at[within] + 1]  # the target's, which is when its position is asked
     return WindowStack(
-        windows=Windows(history=history, target=target, valid=valid.astype(np.float32)),
+        windows=Windows(history=history, target=target, valid=valid.astype(np.float32), context=moments),
         counts=np.bincount(user, minlength=len(lengths)),
     )
 
 
 def stack_windows(many: Sequence[Windows]) -> WindowStack:
-    """Put the windows of several users into one stack; a stack is returned as it is. At least one user."""
+    """Put the windows of several users into one stack; a stack is returned as it is. At least one user.
+
+    Raises:
+        ConfigError: some come with context and some without.
+    """
     if isinstance(many, WindowStack):
         return many
+    contexts = [w.context for w in many if w.context is not None]
+    require(len(contexts) in (0, len(many)), "windows must all have context, or none", with_context=len(contexts))
     windows = Windows(
         history=np.concatenate([w.history for w in many]),
         target=np.concatenate([w.target for w in many]),
         valid=np.concatenate([w.valid for w in many]),
+        context=np.concatenate(contexts) if contexts else None,
     )
     return WindowStack(windows=windows, counts=np.array([len(w) for w in many], dtype=np.int64))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ownlet.shared.config import ModelConfig
 from ownlet.shared.content import content_vectors
+from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import History, Item
 from ownlet.shared.metrics import Metric, summarise
 from ownlet.shared.splits import leave_one_out
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
+from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.pretrain import Epoch, PretrainConfig, pretrain, save_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
-from ownlet.simulations.setting import DataConfig, data_facts, load_interactions, prepare
+from ownlet.simulations.setting import DataConfig, data_facts, divide, keep_columns, load_interactions, public_events
 
 __all__ = ["BaseRunConfig", "run_pretrain"]
 
@@ -33,16 +38,19 @@ class BaseRunConfig:
             everybody's events but the last two, validates on the second-to-last and tests on the last (leave-one-out,
             for comparison with published figures).
         model: shape of the base.
+        context: what it reads beside the history; its vocabularies are taken from public users.
         recipe: training.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     users: Literal["public", "all"] = "public"
     model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextRequest = field(default_factory=ContextRequest)
     recipe: PretrainConfig = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
         require(self.users in ("public", "all"), "users must be public or all", users=self.users)
+        require(not self.model.context, "context of the model must be left to the run", context=self.model.context)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +61,8 @@ class _Task:
     histories: Sequence[History]
     validation: Cases
     test: Cases
+    fields: tuple[ContextField, ...]
+    context: tuple[NDArray[np.int64], ...] | None
     facts: dict[str, object]
 
 
@@ -68,7 +78,7 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
         ``popular``, ``item_knn`` and ``base`` -> HR, NDCG and MRR@10.
     """
     started = time.monotonic()
-    task = _public_task(config.data) if config.users == "public" else _leave_one_out_task(config.data)
+    task = _public_task(config) if config.users == "public" else _leave_one_out_task(config)
     rows: list[dict[str, object]] = []
     with progress.stage(f"base on {len(task.histories)} users", config.recipe.max_epochs) as step:
 
@@ -80,8 +90,9 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
             task.histories,
             task.validation,
             content_vectors(task.items),
-            config.model,
+            replace(config.model, context=task.fields),
             config.recipe,
+            context=task.context,
             checkpoint=folder.path / "pretrain.ckpt",
             on_epoch=on_epoch,
         )
@@ -103,25 +114,42 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
     return quality
 
 
-def _public_task(config: DataConfig) -> _Task:
-    setting = prepare(config)
+def _public_task(config: BaseRunConfig) -> _Task:
+    source = keep_columns(config.data, config.context.columns)
+    data = load_interactions(source)
+    setting = divide(data, source, fields_of(config.context, data, public_events(data, source)))
     return _Task(
         items=setting.data.items,
         histories=setting.public,
         validation=setting.validation,
         test=setting.test,
+        fields=setting.fields,
+        context=setting.public_context,
         facts=setting.facts,
     )
 
 
-def _leave_one_out_task(config: DataConfig) -> _Task:
-    data = load_interactions(config)
+def _leave_one_out_task(config: BaseRunConfig) -> _Task:
+    source = keep_columns(config.data, config.context.columns)
+    data = load_interactions(source)
     split = leave_one_out(data)
     users = split.evaluated
+    trained = np.concatenate([np.arange(n) < len(h) for n, h in zip(np.diff(data.offsets), split.train, strict=True)])
+    fields = fields_of(config.context, data, trained)
+    moments = event_context(data, fields, dict(source.columns))
+
+    def cases(histories: tuple[History, ...], targets: NDArray[np.int64]) -> Cases:
+        asked = None
+        if moments is not None:
+            asked = tuple(moments[u][1 : len(h) + 1] for u, h in zip(users, histories, strict=True))
+        return Cases(histories=histories, targets=targets, context=asked)
+
     return _Task(
         items=data.items,
         histories=split.train,
-        validation=Cases(histories=tuple(split.train[u] for u in users), targets=split.validation[users]),
-        test=Cases(histories=tuple(split.test_history(u) for u in users), targets=split.test[users]),
+        validation=cases(tuple(split.train[u] for u in users), split.validation[users]),
+        test=cases(tuple(split.test_history(u) for u in users), split.test[users]),
+        fields=fields,
+        context=None if moments is None else tuple(m[: len(h)] for m, h in zip(moments, split.train, strict=True)),
         facts=data_facts(data),
     )

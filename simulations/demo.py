@@ -99,7 +99,7 @@ def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress) -> Demo
     """
     started = time.monotonic()
     with progress.stage("reading interactions, most popular, item-kNN", 2) as step:
-        setting = prepare(config.data)
+        setting = prepare(config.data, config.model.context)
         step("")
         baselines = baseline_ranks(setting)
         step("")

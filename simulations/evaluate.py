@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.context import pad_context
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import History, pad_histories
 from ownlet.shared.lora import applied
@@ -42,24 +44,39 @@ class Cases:
         histories: one per case, in time order, whole (the model reads the last ``max_length`` of them).
         targets: (n,) the item that came next.
         users: (n,) the user of each case, for whoever must know who is asked; None where nobody does.
+        context: one per case, (events of the history, fields): rows from ``shared.context`` of the moment after each
+            event, the last of them that of the question. None where nothing is known.
     """
 
     histories: tuple[History, ...]
     targets: NDArray[np.int64]
     users: NDArray[np.int64] | None = None
+    context: tuple[NDArray[np.int64], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.histories)
 
 
-def all_positions(histories: Sequence[History], *, last: int | None = None) -> Cases:
-    """Make a case of every event that has one before it, or of the ``last`` such events of each history."""
-    pairs = [
-        (history[:at], history[at])
-        for history in histories
+def all_positions(
+    histories: Sequence[History], *, last: int | None = None, context: Sequence[NDArray[np.int64]] | None = None
+) -> Cases:
+    """Make a case of every event that has one before it, or of the ``last`` such events of each history.
+
+    Args:
+        histories: whole ones.
+        last: how many of each; by default all.
+        context: per history (events, fields), the moment of each event, where anything is known.
+    """
+    places = [
+        (user, at)
+        for user, history in enumerate(histories)
         for at in range(max(1, len(history) - last) if last else 1, len(history))
     ]
-    return Cases(histories=tuple(h for h, _ in pairs), targets=np.array([t for _, t in pairs], dtype=np.int64))
+    return Cases(
+        histories=tuple(histories[user][:at] for user, at in places),
+        targets=np.array([histories[user][at] for user, at in places], dtype=np.int64),
+        context=None if context is None else tuple(context[user][1 : at + 1] for user, at in places),
+    )
 
 
 def first_event_cases(known: Sequence[History], later: Sequence[History]) -> Cases:
@@ -156,7 +173,8 @@ def _model_scores(
             chosen = vectors if vectors.ndim == 1 else vectors[rows]
             weights = spec.split(torch.from_numpy(chosen))
         with applied(model, weights):
-            scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths))
+            context = _context_of(cases, rows, items.shape[1])
+            scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths), context)
         yield rows, scores.numpy()
 
 
@@ -168,6 +186,14 @@ def _answers(scored: Iterator[Scored], cases: Cases, k: int, on_cases: Callable[
         lists[rows] = top_k(scores, histories, k)
         on_cases(len(rows))
     return Answers(ranks=found, lists=lists)
+
+
+def _context_of(cases: Cases, rows: NDArray[np.int64], length: int) -> Tensor | None:
+    """Return (rows, length, fields), padded as the histories are, or None where the cases have none."""
+    if cases.context is None:
+        return None
+    found = [cases.context[row] for row in rows]
+    return torch.from_numpy(pad_context(found, length, found[0].shape[1]))
 
 
 def mean_ndcg(

@@ -126,7 +126,7 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
 
     Raises:
         DataError: base or data cannot be read.
-        ConfigError: the base was trained on another catalogue.
+        ConfigError: the base was trained on another catalogue, or reads context that the data lacks.
         ConnectionError: no Ray cluster at the address.
     """
     started = time.monotonic()
@@ -193,9 +193,12 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
 
 def _load(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
     """Return the devices, the base with the adapter attached, and the adapter's spec."""
+    model = load_base(config.base)
     if config.store is None:
-        fleet = fleet_of_data(config.data)
+        fleet = fleet_of_data(config.data, model.config.context)
     else:
+        names = [field.name for field in model.config.context]
+        require(not names, "base must read no context where users come from a store, which keeps none", context=names)
         fleet = fleet_of_store(
             config.store,
             load_catalogue(config.base),
@@ -203,7 +206,6 @@ def _load(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
             sampled_users=config.sampled_users,
             seed=config.federation.seed or 0,
         )
-    model = load_base(config.base)
     if model.num_items != fleet.num_items:
         raise ConfigError(
             f"data must have the catalogue of the base, {model.num_items} items, got {fleet.num_items} items"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.shared.context import ContextField
 from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.interactions import Item
 from ownlet.simulations.evaluate import Cases, all_positions
@@ -46,11 +47,11 @@ class Fleet:
     facts: dict[str, object]
 
 
-def fleet_of_data(config: DataConfig) -> Fleet:
-    """Return the device users of a data set; every one is tested."""
-    setting = prepare(config)
+def fleet_of_data(config: DataConfig, fields: Sequence[ContextField] = ()) -> Fleet:
+    """Return the device users of a data set, with the context that the base reads; every one is tested."""
+    setting = prepare(config, fields)
     return Fleet(
-        store=EventStore.of(setting.devices),
+        store=EventStore.of(setting.devices, setting.device_context),
         num_users=len(setting.devices),
         held_out=0,  # the setting has taken the last events away
         num_items=setting.data.num_items,

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,13 @@ class Epoch:
         return f"loss {self.loss:.3f}, NDCG@10 {self.ndcg:.4f}{' (best)' if self.best else ''}"
 
 
+class _Example(NamedTuple):
+    """One user: events (n,), and the context of the moment of each (n, fields), or None."""
+
+    events: History
+    context: NDArray[np.int64] | None
+
+
 def pretrain(
     histories: Sequence[History],
     validation: Cases,
@@ -88,6 +95,7 @@ def pretrain(
     model_config: ModelConfig,
     config: PretrainConfig,
     *,
+    context: Sequence[NDArray[np.int64]] | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> SASRec:
@@ -99,22 +107,26 @@ def pretrain(
         content: (num_items + 1, content_dim).
         model_config: the shape.
         config: the recipe.
+        context: per history (events, fields), rows from ``shared.context`` of the moment of each event, where the base
+            reads any.
         checkpoint: file for resuming; removed by nobody, refused if it belongs to other settings.
         on_epoch: called after each epoch; when a training is continued, first for those that are done already.
 
     Raises:
         DataError: no history has two events.
-        ConfigError: the checkpoint was written with other settings.
+        ConfigError: the checkpoint was written with other settings, or a base that reads context got none.
     """
-    histories = [h for h in histories if len(h) >= 2]
-    if not histories:
+    require((context is not None) == bool(model_config.context), "context must be given where the base reads any")
+    taught = [user for user, history in enumerate(histories) if len(history) >= 2]
+    if not taught:
         raise DataError("training needs a history of at least two events, got none")
+    examples = [_Example(histories[user], context[user] if context is not None else None) for user in taught]
     torch.manual_seed(config.seed)
     model = SASRec(model_config, torch.from_numpy(content))
     optimizer = _optimizer(model, config)
-    steps_per_epoch = math.ceil(len(histories) / config.batch_size)
+    steps_per_epoch = math.ceil(len(examples) / config.batch_size)
     schedule = _schedule(optimizer, config, steps_per_epoch)
-    settings = {"model": asdict(model_config), "recipe": asdict(config), "users": len(histories)}
+    settings = {"model": model_config.to_plain(), "recipe": asdict(config), "users": len(examples)}
     best, best_state, since_best = -1.0, _copy(model), 0
     epochs: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
@@ -130,7 +142,7 @@ def pretrain(
     for number in range(len(epochs) + 1, config.max_epochs + 1):
         if since_best >= config.patience:
             break
-        loss = _train_epoch(model, histories, optimizer, schedule, config, number)
+        loss = _train_epoch(model, examples, optimizer, schedule, config, number)
         model.eval()
         score = mean_ndcg(model, validation)
         since_best += 1
@@ -157,7 +169,7 @@ def pretrain(
 
 def _train_epoch(
     model: SASRec,
-    histories: Sequence[History],
+    examples: Sequence[_Example],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     config: PretrainConfig,
@@ -165,10 +177,10 @@ def _train_epoch(
 ) -> float:
     model.train()
     total, count = 0.0, 0
-    for rows, target in _batches(histories, config, model.config.max_length, number):
+    for rows, target, context in _batches(examples, config, model.config.max_length, number):
         real = target > 0
         items = model.item_vectors()
-        hidden = model.encode(rows, items)[real]  # (targets, d): no work on padding
+        hidden = model.encode(rows, items, context)[real]  # (targets, d): no work on padding
         loss = nn.functional.cross_entropy(hidden @ items[1:].T, target[real] - 1)
         optimizer.zero_grad()
         loss.backward()
@@ -180,23 +192,30 @@ def _train_epoch(
 
 
 def _batches(
-    histories: Sequence[History], config: PretrainConfig, max_length: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (rows, targets), each (batch, length), of users of similar length; long histories give a random span."""
+    examples: Sequence[_Example], config: PretrainConfig, max_length: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield rows and targets, both (batch, length), and context (batch, length, fields), of users of similar length.
+
+    Long histories give a random span.
+    """
     rng = np.random.default_rng([config.seed, epoch])
-    lengths = np.array([min(len(h), max_length + 1) for h in histories])
+    lengths = np.array([min(len(example.events), max_length + 1) for example in examples])
     order = np.argsort(lengths + rng.random(len(lengths)) * 6, kind="stable")  # similar lengths, fresh company
     starts = rng.permutation(np.arange(0, len(order), config.batch_size))
     for start in starts:
         chosen = order[start : start + config.batch_size]
         longest = int(lengths[chosen].max())
         rows = np.zeros((len(chosen), longest), dtype=np.int64)
+        fields = examples[0].context.shape[1] if examples[0].context is not None else 0
+        moments = np.zeros((*rows.shape, fields), dtype=np.int64)
         for at, user in enumerate(chosen):
-            history = histories[user]
-            first = rng.integers(0, len(history) - lengths[user] + 1)
-            rows[at, : lengths[user]] = history[first : first + lengths[user]]
+            events, context = examples[user]
+            first = rng.integers(0, len(events) - lengths[user] + 1)
+            rows[at, : lengths[user]] = events[first : first + lengths[user]]
+            if context is not None:
+                moments[at, : lengths[user]] = context[first : first + lengths[user]]
         table = torch.from_numpy(rows)
-        yield table[:, :-1], table[:, 1:]
+        yield table[:, :-1], table[:, 1:], torch.from_numpy(moments[:, 1:]) if fields else None  # each target's moment
 
 
 def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
@@ -250,7 +269,7 @@ def _read(path: Path, what: str) -> dict[str, Any]:
 def save_base(path: Path, model: SASRec, items: Sequence[Item] = ()) -> None:
     """Write a base and the catalogue that its item numbers mean to one file, atomically."""
     catalogue = [asdict(item) for item in items]
-    state = {"format": _FORMAT, "config": asdict(model.config), "state": model.state_dict(), "items": catalogue}
+    state = {"format": _FORMAT, "config": model.config.to_plain(), "state": model.state_dict(), "items": catalogue}
     _save(path, state)
 
 
@@ -261,7 +280,7 @@ def load_base(path: Path) -> SASRec:
         DataError: the file is missing or is not a base.
     """
     saved = _load_base(path)
-    model = SASRec(ModelConfig(**saved["config"]), saved["state"]["content"])
+    model = SASRec(ModelConfig.from_plain(saved["config"]), saved["state"]["content"])
     model.load_state_dict(saved["state"])
     return model.eval()
 

@@ -9,20 +9,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ownlet.shared.context import ContextField
 from ownlet.shared.errors import DataError, require
 from ownlet.shared.interactions import History, Interactions, k_core
 from ownlet.shared.splits import public_device_split
 from ownlet.simulations.evaluate import Cases, all_positions
+from ownlet.simulations.moments import event_context
 from ownlet.simulations.population import make_population
 from ownlet.simulations.readers import read
 
-__all__ = ["DataConfig", "Setting", "data_facts", "last_event_cases", "load_interactions", "prepare"]
+__all__ = [
+    "DataConfig",
+    "Setting",
+    "data_facts",
+    "divide",
+    "keep_columns",
+    "last_event_cases",
+    "load_interactions",
+    "prepare",
+    "public_events",
+]
+
+Moments = tuple[NDArray[np.int64], ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +85,10 @@ class Setting:
         devices: what each device may train on: all its events but the last.
         test: one case per device, its last event.
         validation: every position of every held-out user.
+        fields: what is known of each moment; the cases have it, too.
+        public_context: per public user (events, fields), the moment of each event; None without fields.
+        held_out_context: the same of held-out public users.
+        device_context: the same of devices.
     """
 
     data: Interactions
@@ -78,6 +97,10 @@ class Setting:
     devices: tuple[History, ...]
     test: Cases
     validation: Cases
+    fields: tuple[ContextField, ...] = ()
+    public_context: Moments = None
+    held_out_context: Moments = None
+    device_context: Moments = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -107,33 +130,88 @@ def data_facts(data: Interactions) -> dict[str, object]:
     return {"name": data.name, "users": data.num_users, "items": data.num_items, "interactions": len(data)}
 
 
-def prepare(config: DataConfig) -> Setting:
-    """Load the data and divide its users.
+def public_events(data: Interactions, config: DataConfig) -> NDArray[np.bool_]:
+    """Mark the events (num_events,) that are public: those that vocabularies may be taken from."""
+    split = public_device_split(data, fraction=config.public_fraction, seed=config.seed, date=config.public_before)
+    public = np.isin(data.users, split.public)
+    return public if split.until_seconds is None else public & (data.times < split.until_seconds)
+
+
+def keep_columns(config: DataConfig, pairs: Sequence[tuple[str, str]]) -> DataConfig:
+    """Return the settings with further columns of the data kept, pairs of role and name; a role that is there stays."""
+    columns = config.columns
+    if pairs and not columns and config.path is not None:
+        columns = (("user", "user"), ("item", "item"), ("timestamp", "timestamp"))
+    return replace(config, columns=(*columns, *(pair for pair in pairs if pair[0] not in dict(columns))))
+
+
+def prepare(config: DataConfig, fields: Sequence[ContextField] = ()) -> Setting:
+    """Load the data and divide its users; see ``divide``. A field's column has its name, unless ``config`` says."""
+    config = keep_columns(config, [(field.name, field.name) for field in fields if field.kind == "column"])
+    return divide(load_interactions(config), config, fields)
+
+
+def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField] = ()) -> Setting:
+    """Divide the users of a data set.
+
+    Args:
+        data: from ``load_interactions``.
+        config: how.
+        fields: the context that a base reads, by default none.
 
     Raises:
         DataError: a group would be empty.
+        ConfigError: the data lacks a field's column.
     """
-    data = load_interactions(config)
+    moments = event_context(data, fields, dict(config.columns))
     split = public_device_split(data, fraction=config.public_fraction, seed=config.seed, date=config.public_before)
     everything = split.public_histories(data)
     shuffled = np.random.default_rng([config.seed, 1]).permutation(len(everything))
     num_held_out = round(config.held_out_fraction * len(shuffled))
     held_out = tuple(everything[at] for at in np.sort(shuffled[:num_held_out]))
     public = tuple(everything[at] for at in np.sort(shuffled[num_held_out:]))
-    histories = [data.histories[u] for u in split.devices if len(data.histories[u]) >= 2]
+    devices = [u for u in split.devices if len(data.histories[u]) >= 2]
+    histories = [data.histories[u] for u in devices]
     for name, group in (("public", public), ("held-out public", held_out), ("device", histories)):
         if not group:
             raise DataError(f"{name} users must be at least one, got none of {data.num_users} users in {data.name}")
+    public_moments = _cut(moments, split.public, everything)
+    held_out_moments = _chosen(public_moments, np.sort(shuffled[:num_held_out]))
+    device_moments = _chosen(moments, devices)
     return Setting(
         data=data,
         public=public,
         held_out=held_out,
         devices=tuple(h[:-1] for h in histories),
-        test=last_event_cases(histories),
-        validation=all_positions(held_out),
+        test=last_event_cases(histories, device_moments),
+        validation=all_positions(held_out, context=held_out_moments),
+        fields=tuple(fields),
+        public_context=_chosen(public_moments, np.sort(shuffled[num_held_out:])),
+        held_out_context=held_out_moments,
+        device_context=None if device_moments is None else tuple(rows[:-1] for rows in device_moments),
     )
 
 
-def last_event_cases(histories: Sequence[History]) -> Cases:
-    """Make one case per history: everything before its last event, and that event."""
-    return Cases(histories=tuple(h[:-1] for h in histories), targets=np.array([h[-1] for h in histories], np.int64))
+def last_event_cases(histories: Sequence[History], context: Moments = None) -> Cases:
+    """Make one case per history: everything before its last event, and that event.
+
+    Args:
+        histories: whole ones.
+        context: per history (events, fields), the moment of each event, where anything is known.
+    """
+    return Cases(
+        histories=tuple(h[:-1] for h in histories),
+        targets=np.array([h[-1] for h in histories], np.int64),
+        context=None if context is None else tuple(rows[1:] for rows in context),
+    )
+
+
+def _chosen(moments: Moments, users: Iterable[int]) -> Moments:
+    return None if moments is None else tuple(moments[user] for user in users)
+
+
+def _cut(moments: Moments, users: Iterable[int], histories: Sequence[History]) -> Moments:
+    """Keep of each user's moments those of the events that are left of the history, its first ones."""
+    if moments is None:
+        return None
+    return tuple(moments[user][: len(history)] for user, history in zip(users, histories, strict=True))

@@ -46,19 +46,28 @@ class EventStore:
         offsets: (N + 1,) int64: user u's events are ``events[offsets[u]:offsets[u + 1]]``.
         name: of the data.
         items: the catalogue; empty where the store was made from bare histories.
+        context: (num_events, fields) rows from ``shared.context`` of the moment of each event; None where nothing is
+            known. A folder has none.
     """
 
     events: NDArray[np.int32]
     offsets: NDArray[np.int64]
     name: str = ""
     items: tuple[Item, ...] = ()
+    context: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, histories: Sequence[History]) -> EventStore:
-        """Return a store in memory; one entry per user, possibly empty."""
+    def of(cls, histories: Sequence[History], context: Sequence[NDArray[np.int64]] | None = None) -> EventStore:
+        """Return a store in memory; one entry per user, possibly empty.
+
+        Args:
+            histories: item numbers of each user.
+            context: per user (events, fields), the moment of each event, where anything is known.
+        """
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
         events = np.concatenate([np.zeros(0, np.int32), *histories]).astype(np.int32)
-        return cls(events=events, offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        moments = np.concatenate(context) if context else None
+        return cls(events=events, offsets=np.concatenate([[0], np.cumsum(lengths)]), context=moments)
 
     @classmethod
     def open(cls, folder: Path) -> EventStore:
@@ -113,7 +122,7 @@ class EventStore:
             raise KeyError(int(unknown[0]))
         starts = self.offsets[users]
         lengths = np.maximum(0, self.offsets[users + 1] - starts - held_out)
-        return cut_histories(self.events, starts, lengths, config)
+        return cut_histories(self.events, starts, lengths, config, self.context)
 
     def all_windows(self, config: WindowConfig) -> WindowStack:
         """Cut the whole histories of all users into windows: for a population that fits into memory."""

@@ -218,6 +218,7 @@ def _base(config: TrialConfig, setting: Setting, seed: int, folder: Path, progre
             content_vectors(setting.data.items),
             config.model,
             replace(config.recipe, seed=seed),
+            context=setting.public_context,
             checkpoint=folder / "pretrain.ckpt",
             on_epoch=lambda epoch: step(str(epoch)),
         )
@@ -248,8 +249,8 @@ def _federate(
     progress: Progress,
 ) -> FederatedRun:
     federation = run_config(config, epsilon, seed)
-    devices = EventStore.of(setting.devices)
-    held_out = EventStore.of(setting.held_out).all_windows(federation.windows)
+    devices = EventStore.of(setting.devices, setting.device_context)
+    held_out = EventStore.of(setting.held_out, setting.held_out_context).all_windows(federation.windows)
     engine = CohortEngine(model, spec)
     public: list[PublicRound] = []
 
@@ -303,7 +304,7 @@ def personalise(
     model: SASRec, spec: AdapterSpec, vector: Vector, setting: Setting, config: TrialConfig, seed: int
 ) -> NDArray[np.float32]:
     """Fine-tune a personal adapter on every device from the shipped one; (devices, P). It never leaves the device."""
-    windows = EventStore.of(setting.devices).all_windows(config.federation.windows)
+    windows = EventStore.of(setting.devices, setting.device_context).all_windows(config.federation.windows)
     noises = [AesNoise.seeded(seed, "personal", user) for user in range(len(windows))]
     return CohortEngine(model, spec).train(vector, windows, config.personal, noises)
 
