@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
+from ownlet.shared.context import pad_context
 from ownlet.shared.errors import ConfigError, PrivacyError
 from ownlet.shared.interactions import pad_histories
 from ownlet.shared.lora import applied
@@ -177,19 +178,28 @@ class OpacusEngine:
             optimizer.zero_grad(set_to_none=True)
             yield self._spec.check(self._store(), what="trained adapter")
 
-    def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Score every item as the next one, (num_items + 1,)."""
+    def score(
+        self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Score every item as the next one, (num_items + 1,); see ``device.train.LocalEngine``."""
         kept = history[-self._eager.config.max_length :]
         row, lengths = pad_histories([kept], self._eager.config.max_length)
+        moments = None
+        if context is not None:
+            moments = torch.from_numpy(pad_context([context], self._eager.config.max_length, context.shape[1]))
         with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
-            scores = self._eager.score_last(torch.from_numpy(row), torch.from_numpy(lengths))
+            scores = self._eager.score_last(torch.from_numpy(row), torch.from_numpy(lengths), moments)
         return scores[0].numpy()
 
     def recommend(
-        self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_]
+        self,
+        vector: Vector,
+        history: NDArray[np.int64],
+        barred: NDArray[np.bool_],
+        context: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return all items that are not barred, best first, and their scores."""
-        scores = self.score(vector, history)
+        scores = self.score(vector, history, context)
         allowed = np.flatnonzero(~barred[1:]) + 1
         best = allowed[np.argsort(-scores[allowed], kind="stable")]
         return best, scores[best]
@@ -198,14 +208,15 @@ class OpacusEngine:
         """Return the loss of every window, (num_windows,)."""
         rows = [torch.from_numpy(array) for array in (windows.history, windows.target, windows.valid)]
         with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
-            losses: NDArray[np.float32] = softmax_loss(self._eager(rows[0]), rows[1], rows[2]).numpy()
+            scores = self._eager(rows[0], _tensor(windows.context))
+            losses: NDArray[np.float32] = softmax_loss(scores, rows[1], rows[2]).numpy()
         return losses
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
         return list(self.steps(start, windows, plan, noise))[-1]
 
     def _backward(self, windows: Windows, negatives: NDArray[np.int64] | None) -> None:
-        scores = self._model(torch.from_numpy(windows.history))
+        scores = self._model(torch.from_numpy(windows.history), _tensor(windows.context))
         target, valid = torch.from_numpy(windows.target), torch.from_numpy(windows.valid)
         if negatives is None:
             losses = softmax_loss(scores, target, valid)
@@ -237,3 +248,7 @@ def _pair(site: nn.Module, name: str, spec: AdapterSpec) -> _LinearPair | _Prefi
     if isinstance(site, PrefixSite):
         return _PrefixPair(site, spec)
     raise ConfigError(f"adapter layers must have been attached to the model, got {name!r}")
+
+
+def _tensor(array: NDArray[np.int64] | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)

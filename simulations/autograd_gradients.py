@@ -27,9 +27,11 @@ class _Batch:
     history: Tensor
     target: Tensor
     valid: Tensor
+    context: Tensor | None
 
     def __getitem__(self, rows: Tensor) -> _Batch:
-        return _Batch(history=self.history[rows], target=self.target[rows], valid=self.valid[rows])
+        context = None if self.context is None else self.context[rows]
+        return _Batch(history=self.history[rows], target=self.target[rows], valid=self.valid[rows], context=context)
 
 
 class AutogradGradients:
@@ -49,9 +51,9 @@ class AutogradGradients:
             self._items = model.item_vectors()
         self._softmax = CatalogueSoftmax(self._items)
 
-    def batch(self, history: Tensor, target: Tensor, valid: Tensor) -> _Batch:
+    def batch(self, history: Tensor, target: Tensor, valid: Tensor, context: Tensor | None = None) -> _Batch:
         """Prepare windows."""
-        return _Batch(history=history, target=target, valid=valid)
+        return _Batch(history=history, target=target, valid=valid, context=context)
 
     def __call__(
         self, batch: _Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None
@@ -60,7 +62,7 @@ class AutogradGradients:
         vectors = torch.cat([self._frozen.expand(len(owner), -1), own[owner]], dim=1)  # (windows, P)
         weights, leaves = window_leaves(self._spec, vectors, len(owner))
         with torch.enable_grad(), applied(self._model, weights):
-            hidden = self._model.encode(batch.history, self._items)  # (windows, length, d)
+            hidden = self._model.encode(batch.history, self._items, batch.context)  # (windows, length, d)
             to_hidden = self._softmax(hidden.detach(), batch.target, batch.valid, negatives)
             gradients = torch.autograd.grad(hidden, leaves, to_hidden)
         parts, at = [], 0

@@ -44,7 +44,7 @@ _SAME_LENGTH = 0.75  # windows at least this much of the longest one's length ar
 class WindowGradients(Protocol):
     """Computes the gradient of every window with respect to its own adapter; not for two threads at once."""
 
-    def batch(self, history: Tensor, target: Tensor, valid: Tensor) -> Any:
+    def batch(self, history: Tensor, target: Tensor, valid: Tensor, context: Tensor | None = None) -> Any:
         """Prepare windows (windows, length); what this returns can be indexed by windows."""
         ...
 
@@ -205,13 +205,11 @@ class CohortEngine:
         drawn = [noise.negatives(int(n), number, num_items) for n, noise in zip(counts, noises, strict=True)]
         return torch.from_numpy(np.concatenate(drawn)).to(self._device)
 
-    def _tensors(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+    def _tensors(self, windows: Windows) -> list[Tensor]:
+        """Return history, target and valid, and context where there is any."""
         used = int(_lengths(windows).max())  # no work on padding that all windows have
-        history, target, valid = (
-            torch.from_numpy(np.ascontiguousarray(part[:, :used])).to(self._device)
-            for part in (windows.history, windows.target, windows.valid)
-        )
-        return history, target, valid
+        parts = [part for part in (windows.history, windows.target, windows.valid, windows.context) if part is not None]
+        return [torch.from_numpy(np.ascontiguousarray(part[:, :used])).to(self._device) for part in parts]
 
     def _batches(self, windows: Windows) -> Iterator[NDArray[np.int64]]:
         """Yield windows that are computed together: of similar length, as many as fit, at least one."""

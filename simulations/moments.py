@@ -64,7 +64,7 @@ def fields_of(request: ContextRequest, data: Interactions, public: NDArray[np.bo
         public: (num_events,) marks the events that vocabularies and periods may be taken from.
 
     Raises:
-        ConfigError: the data lacks a column, or no public event has a value of it.
+        ConfigError: the data lacks a column or times, or no public event has a value of the column.
     """
     return tuple(_field(name, request, data, public) for name in request.fields)
 
@@ -76,6 +76,8 @@ def _field(named: str, request: ContextRequest, data: Interactions, public: NDAr
             raise ConfigError(f"context must be a column of the data, got {column!r} of {sorted(data.context)}")
         values = _vocabulary(data.context[column][public], request.max_values)
         return ContextField(name=name, kind="column", values=values)
+    if not data.has_times:
+        raise ConfigError(f"context must be of columns where the data has no times, got {name!r}")
     if name == "gap":
         return ContextField(name=name, kind="gap")
     if name == "period":

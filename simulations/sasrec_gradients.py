@@ -173,16 +173,17 @@ class SASRecGradients:
         self._softmax = CatalogueSoftmax(shared.items, shared.dtype)
         self._buffers: dict[str, Tensor] = {}
 
-    def batch(self, history: Tensor, target: Tensor, valid: Tensor) -> Batch:
+    def batch(self, history: Tensor, target: Tensor, valid: Tensor, context: Tensor | None = None) -> Batch:
         """Prepare windows: everything below the lowest adapter.
 
         Args:
             history: (windows, length) item numbers.
             target: (windows, length) item numbers.
             valid: (windows, length) float, 1 where the target counts.
+            context: (windows, length, fields) rows of the context of each position, where the base reads any.
         """
         model, attention = self._shared.model, self._shared.blocks[self._shared.first_block].attention
-        x = model.transform(model.embed(history, self._shared.items), stop=self._shared.first_block)
+        x = model.transform(model.embed(history, self._shared.items, context), stop=self._shared.first_block)
         x = x.to(self._shared.dtype)
         first = nn.functional.linear(_normalise(x)[0], attention.weight, attention.bias)
         return Batch(x=x, first=first, target=target, valid=valid)

@@ -8,6 +8,7 @@ import torch
 from ownlet.device.opacus_engine import OpacusEngine
 from ownlet.shared.adapter import hash_state, initial_adapter
 from ownlet.shared.config import ModelConfig, Plan, WindowConfig
+from ownlet.shared.context import ContextField
 from ownlet.shared.delta import clip_to_norm
 from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
@@ -22,9 +23,12 @@ PLAIN = Plan(steps=3, learning_rate=0.2)
 DECAYED = replace(NOISY, weight_decay=0.7)
 
 
-def setup(train_a=False, targets=("query", "down")):
+def setup(train_a=False, targets=("query", "down"), context=()):
     torch.manual_seed(0)
-    model = SASRec(ModelConfig(dim=16, max_length=10), torch.zeros(31, 4)).eval().requires_grad_(False)
+    config = ModelConfig(dim=16, max_length=10, context=context)
+    model = SASRec(config, torch.zeros(31, 4)).eval().requires_grad_(False)
+    if context:
+        model.context_embedding[1:] = torch.randn(len(model.context_embedding) - 1, 16)
     model.item_embedding.weight[1:] = torch.randn(30, 16)
     for block in model.blocks:  # a trained base has norms that do something
         for norm in (block.attention_norm, block.feedforward_norm):
@@ -95,6 +99,21 @@ def test_a_cohort_equals_the_opacus_engine(count, train_a, unit):
         [clip_to_norm(x - vector, clip_norm) for x in (got, expected)],
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+@pytest.mark.parametrize("plan", [NOISY, replace(PLAIN, num_negatives=5)], ids=["noisy", "negatives"])
+def test_context_is_read_alike_by_the_cohort_and_by_opacus(train_a, plan):
+    fields = (ContextField(name="gap", kind="gap"), ContextField(name="weekday", kind="weekday"))
+    model, spec, vector = setup(train_a, context=fields)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 25, 9)
+    users = [cut_windows(rng.integers(1, 31, n), WINDOWS, rng.integers(0, 40, (n, 2))) for n in lengths]
+    expected = OpacusEngine(model, spec).train(vector, users, plan, sources(9))
+    got = CohortEngine(model, spec).train(vector, users, plan, sources(9))
+    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
+    untold = [replace(windows, context=None) for windows in users]
+    assert np.abs(CohortEngine(model, spec).train(vector, untold, plan, sources(9)) - got).max() > 1e-4
 
 
 @pytest.mark.parametrize(
