@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,14 @@ from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.context import pad_context
-from ownlet.shared.errors import ConfigError, PrivacyError
+from ownlet.shared.errors import ConfigError
 from ownlet.shared.interactions import pad_histories
-from ownlet.shared.lora import applied
+from ownlet.shared.lora import applied, replace_module
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
+from ownlet.shared.probe import check_adapter, check_layers, check_recommender
+from ownlet.shared.recommender import Recommender, last_scores, module_of, scores
 from ownlet.shared.sites import BottleneckLinear, LoRALinear, PrefixSite
 from ownlet.shared.windows import Windows
 
@@ -87,6 +89,14 @@ class _Prefix(nn.Module):
         return self.scale * torch.einsum("bhlr,hdr->bhld", weights, values)
 
 
+class _EachLayerOnce(GradSampleModule):  # type: ignore[misc]
+    """A ``GradSampleModule`` that hooks a layer once: Opacus 1.6 doubles the gradient of one in two places."""
+
+    def iterate_submodules(self, module: nn.Module) -> Iterable[nn.Module]:
+        """Yield the modules that get hooks."""
+        yield from dict.fromkeys(super().iterate_submodules(module))
+
+
 class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]
     """A ``DPOptimizer`` whose noise is one draw from a ``NoiseSource``, in the order of the adapter's vector."""
 
@@ -113,7 +123,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]
 class OpacusEngine:
     """Trains with Opacus on a copy of the model, scores with eager PyTorch; a ``device.train.LocalEngine``."""
 
-    def __init__(self, model: SASRec, spec: AdapterSpec) -> None:
+    def __init__(self, model: Recommender, spec: AdapterSpec) -> None:
         """Copy the model and wrap it, once for all users.
 
         Args:
@@ -122,20 +132,24 @@ class OpacusEngine:
 
         Raises:
             PrivacyError: the base has batch normalisation, whose running statistics would carry one window's data
-                into another's gradient, unseen by clipping and noise.
+                into another's gradient, unseen by clipping and noise; or it mixes windows otherwise.
+            ConfigError: a base of another kind breaks a rule of ``shared.probe``.
         """
-        for name, module in model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise PrivacyError(f"base must not have batch normalisation, got layer {name!r}")
+        check_layers(module_of(model))
+        if not isinstance(model, SASRec):  # whose behaviour tests pin
+            check_recommender(model)
+            check_adapter(model, spec)
         self._spec, self._num_items = spec, model.num_items
-        self._eager, self._mutex = copy.deepcopy(model).eval().requires_grad_(False), threading.Lock()
-        wrapped = copy.deepcopy(model).eval().requires_grad_(False)
+        self._eager, self._mutex = copy.deepcopy(model), threading.Lock()
+        module_of(self._eager).eval().requires_grad_(False)
+        wrapped = copy.deepcopy(module_of(model)).eval().requires_grad_(False)
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for layer in spec.layers:
-            pair = _pair(wrapped.get_submodule(layer.name), layer.name, spec)
-            wrapped.set_submodule(layer.name, pair)
+            site = wrapped.get_submodule(layer.name)
+            pair = _pair(site, layer.name, spec)
+            replace_module(wrapped, site, pair)
             self._pairs[layer.name] = pair.trained
-        self._model = GradSampleModule(wrapped, batch_first=True, loss_reduction="sum")
+        self._model = _EachLayerOnce(wrapped, batch_first=True, loss_reduction="sum")
 
     @property
     def spec(self) -> AdapterSpec:
@@ -182,14 +196,14 @@ class OpacusEngine:
         self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
         """Score every item as the next one, (num_items + 1,); see ``device.train.LocalEngine``."""
-        kept = history[-self._eager.config.max_length :]
-        row, lengths = pad_histories([kept], self._eager.config.max_length)
+        kept = history[-self._eager.max_length :]
+        row, lengths = pad_histories([kept], self._eager.max_length)
         moments = None
         if context is not None:
-            moments = torch.from_numpy(pad_context([context], self._eager.config.max_length, context.shape[1]))
-        with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
-            scores = self._eager.score_last(torch.from_numpy(row), torch.from_numpy(lengths), moments)
-        return scores[0].numpy()
+            moments = torch.from_numpy(pad_context([context], self._eager.max_length, context.shape[1]))
+        with self._mutex, torch.no_grad(), applied(module_of(self._eager), self._spec.split(torch.from_numpy(vector))):
+            last = last_scores(self._eager, torch.from_numpy(row), torch.from_numpy(lengths), moments)
+        return last[0].numpy()
 
     def recommend(
         self,
@@ -207,21 +221,22 @@ class OpacusEngine:
     def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
         """Return the loss of every window, (num_windows,)."""
         rows = [torch.from_numpy(array) for array in (windows.history, windows.target, windows.valid)]
-        with self._mutex, torch.no_grad(), applied(self._eager, self._spec.split(torch.from_numpy(vector))):
-            scores = self._eager(rows[0], _tensor(windows.context))
-            losses: NDArray[np.float32] = softmax_loss(scores, rows[1], rows[2]).numpy()
+        with self._mutex, torch.no_grad(), applied(module_of(self._eager), self._spec.split(torch.from_numpy(vector))):
+            table = scores(self._eager, rows[0], _tensor(windows.context))
+            losses: NDArray[np.float32] = softmax_loss(table, rows[1], rows[2]).numpy()
         return losses
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
         return list(self.steps(start, windows, plan, noise))[-1]
 
     def _backward(self, windows: Windows, negatives: NDArray[np.int64] | None) -> None:
-        scores = self._model(torch.from_numpy(windows.history), _tensor(windows.context))
+        context = () if windows.context is None else (torch.from_numpy(windows.context),)
+        table = self._model(torch.from_numpy(windows.history), *context)
         target, valid = torch.from_numpy(windows.target), torch.from_numpy(windows.valid)
         if negatives is None:
-            losses = softmax_loss(scores, target, valid)
+            losses = softmax_loss(table, target, valid)
         else:
-            losses = sampled_softmax_loss(scores, target, valid, torch.from_numpy(negatives))
+            losses = sampled_softmax_loss(table, target, valid, torch.from_numpy(negatives))
         with warnings.catch_warnings():  # the first layer's input has no gradient, which is as it should be
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses.sum().backward()

@@ -18,7 +18,7 @@ from ownlet.shared.errors import AdapterError, ConfigError, require
 from ownlet.shared.methods import METHODS, targets_of
 from ownlet.shared.sites import FORMS, Form, LoRALinear, PrefixSite
 
-__all__ = ["LoRALinear", "applied", "attach", "attach_adapter", "attach_spec"]
+__all__ = ["LoRALinear", "applied", "attach", "attach_adapter", "attach_spec", "replace_module"]
 
 LayerWeights = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -34,6 +34,8 @@ def attach(
     form: Form = "lora",
 ) -> AdapterSpec:
     """Freeze the model and put adapter sites in the place of its target modules.
+
+    A module that stands in several places of the model is one: it carries one adapter, under its first name.
 
     Args:
         model: any module with ``nn.Linear`` layers; for a prefix one that has a ``PrefixSite``.
@@ -54,25 +56,33 @@ def attach(
     require(alpha > 0, "alpha must be positive", alpha=alpha)
     require(form in FORMS, f"form must be one of {', '.join(FORMS)}", form=form)
     site = FORMS[form]
-    candidates = {name: module for name, module in model.named_modules() if site.accepts(module)}
+    candidates = {n: module for n, module in model.named_modules(remove_duplicate=False) if site.accepts(module)}
     for target in target_modules:
         if not any(_matches(name, target) for name in candidates):
             raise ConfigError(
                 f"target_modules must name modules that can carry the form {form}, got {target!r}; the model has "
                 f"{[*candidates]}"
             )
-    chosen = {n: m for n, m in candidates.items() if any(_matches(n, t) for t in target_modules)}
+    wanted = {m for n, m in candidates.items() if any(_matches(n, t) for t in target_modules)}
+    chosen = {name: module for name, module in model.named_modules() if module in wanted}  # each under its first name
     sites = {name: site.wrap(module, alpha / rank) for name, module in chosen.items()}
     for name, one in sites.items():
         require(rank <= min(one.pair_shape), f"rank must fit layer {name}", rank=rank)
     model.requires_grad_(False)
     for name, one in sites.items():
-        model.set_submodule(name, one)  # type: ignore[arg-type]
+        one.train(chosen[name].training)  # type: ignore[attr-defined]
+        replace_module(model, chosen[name], one)  # type: ignore[arg-type]
     layers = tuple(
         LayerShape(name=name, in_features=one.pair_shape[0], out_features=one.pair_shape[1])
         for name, one in sites.items()
     )
     return AdapterSpec(layers=layers, rank=rank, alpha=alpha, base_hash=base_hash, train_a=train_a, form=form)
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module, in place, wherever another one stands in the model."""
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
 
 
 def attach_adapter(model: nn.Module, config: AdapterConfig) -> AdapterSpec:

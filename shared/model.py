@@ -101,6 +101,11 @@ class SASRec(nn.Module):
         """Items in the catalogue, numbered from 1; 0 is padding."""
         return self.item_embedding.num_embeddings - 1
 
+    @property
+    def max_length(self) -> int:
+        """The longest history that is read."""
+        return self.config.max_length
+
     def item_vectors(self) -> Tensor:
         """Return (num_items + 1, d): id embedding plus projected content."""
         projected: Tensor = self.content_projection(self.content)

@@ -153,5 +153,7 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """Multiply x (batch, ..., n) by a matrix (m, n), or each example by its own of (batch, m, n)."""
     if x.dim() == 2 and matrix.dim() == 3:
         return torch.bmm(matrix, x.unsqueeze(2)).squeeze(2)  # (batch, m, n) (batch, n, 1)
+    if x.dim() > 3 and matrix.dim() == 3:
+        matrix = matrix.reshape(len(matrix), *[1] * (x.dim() - 3), *matrix.shape[1:])  # (batch, 1, ..., m, n)
     y: Tensor = x @ matrix.mT
     return y

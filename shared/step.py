@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.lora import applied
-from ownlet.shared.model import SASRec
 from ownlet.shared.objectives import softmax_loss
+from ownlet.shared.recommender import Recommender, module_of, scores
 
 __all__ = ["clip_factors", "dp_sgd_step", "factors_of", "window_gradients", "window_leaves"]
 
@@ -46,7 +46,7 @@ def window_leaves(
 
 
 def window_gradients(
-    model: SASRec,
+    model: Recommender,
     spec: AdapterSpec,
     vectors: Tensor,
     history: Tensor,
@@ -69,8 +69,8 @@ def window_gradients(
         losses (batch,) and gradients (batch, num_trainable), both detached.
     """
     weights, leaves = window_leaves(spec, vectors, history.shape[0])
-    with torch.enable_grad(), applied(model, weights):
-        losses = softmax_loss(model(history, context), target, valid)
+    with torch.enable_grad(), applied(module_of(model), weights):
+        losses = softmax_loss(scores(model, history, context), target, valid)
         gradients = torch.autograd.grad(losses.sum(), leaves)
     return losses.detach(), torch.cat([g.flatten(1) for g in gradients], dim=1)
 
@@ -87,7 +87,7 @@ def factors_of(norms: Tensor, clip: Tensor | float) -> Tensor:
 
 
 def dp_sgd_step(
-    model: SASRec,
+    model: Recommender,
     spec: AdapterSpec,
     vector: Tensor,
     history: Tensor,

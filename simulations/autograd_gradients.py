@@ -1,6 +1,6 @@
-"""Gradients of many windows, each with its own adapter, by autograd: for whatever has no written-out form.
+"""Gradients of many windows, each with its own adapter, by autograd: for adapters without a written-out form.
 
-Slower than ``sasrec_gradients``, and right for any model and for adapters whose A is trained too.
+Slower than ``sasrec_gradients``, which has LoRA with a frozen A. ``model_gradients`` is for bases other than SASRec.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.step import window_leaves
 from ownlet.simulations.catalogue_softmax import CatalogueSoftmax
 
-__all__ = ["AutogradGradients"]
+__all__ = ["AutogradGradients", "Batch"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
+class Batch:
     """Windows that are trained together: (windows, length) each."""
 
     history: Tensor
@@ -29,9 +29,9 @@ class _Batch:
     valid: Tensor
     context: Tensor | None
 
-    def __getitem__(self, rows: Tensor) -> _Batch:
+    def __getitem__(self, rows: Tensor) -> Batch:
         context = None if self.context is None else self.context[rows]
-        return _Batch(history=self.history[rows], target=self.target[rows], valid=self.valid[rows], context=context)
+        return Batch(history=self.history[rows], target=self.target[rows], valid=self.valid[rows], context=context)
 
 
 class AutogradGradients:
@@ -51,12 +51,12 @@ class AutogradGradients:
             self._items = model.item_vectors()
         self._softmax = CatalogueSoftmax(self._items)
 
-    def batch(self, history: Tensor, target: Tensor, valid: Tensor, context: Tensor | None = None) -> _Batch:
+    def batch(self, history: Tensor, target: Tensor, valid: Tensor, context: Tensor | None = None) -> Batch:
         """Prepare windows."""
-        return _Batch(history=history, target=target, valid=valid, context=context)
+        return Batch(history=history, target=target, valid=valid, context=context)
 
     def __call__(
-        self, batch: _Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None
+        self, batch: Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None
     ) -> list[tuple[slice, Tensor]]:
         """Return the gradient of each window at its owner's vector; see ``cohort.WindowGradients``."""
         vectors = torch.cat([self._frozen.expand(len(owner), -1), own[owner]], dim=1)  # (windows, P)

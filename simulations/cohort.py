@@ -14,8 +14,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -29,9 +30,12 @@ from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
+from ownlet.shared.probe import check_adapter, check_recommender
+from ownlet.shared.recommender import Recommender, module_of
 from ownlet.shared.step import factors_of
 from ownlet.shared.windows import Windows, WindowStack, stack_windows
 from ownlet.simulations.autograd_gradients import AutogradGradients
+from ownlet.simulations.model_gradients import ModelGradients, held_bytes
 from ownlet.simulations.sasrec_gradients import SASRecGradients, SharedWeights
 
 __all__ = ["CohortEngine"]
@@ -70,7 +74,7 @@ class CohortEngine:
 
     def __init__(
         self,
-        model: SASRec,
+        model: Recommender,
         spec: AdapterSpec,
         *,
         chunk_bytes: int = _CHUNK_BYTES,
@@ -81,7 +85,8 @@ class CohortEngine:
         """Take a base prepared with ``attach``.
 
         Args:
-            model: the frozen base, in eval mode; copied where the device is not the CPU.
+            model: the frozen base, in eval mode; copied where the device is not the CPU. SASRec has a fast form of its
+                own; any other base is checked (``shared.probe``) and differentiated by autograd.
             spec: the adapter's spec.
             chunk_bytes: about how much memory the intermediate results of one chunk may take, and never less than one
                 window needs; never changes the result. On a GPU give it some gigabytes.
@@ -91,15 +96,20 @@ class CohortEngine:
         """
         require(chunk_bytes >= 1, "chunk_bytes must be at least 1", chunk_bytes=chunk_bytes)
         require(not model.training, "the base must be in eval mode", training=model.training)
+        if not isinstance(model, SASRec):
+            check_recommender(model)
+            check_adapter(model, spec)
         self._device = torch.device(device)
-        on_device = model if self._device.type == "cpu" else copy.deepcopy(model).to(self._device)
-        self._model, self._spec, self._dtype = on_device, spec, dtype
+        self._model, self._spec, self._dtype = model, spec, dtype
+        if self._device.type != "cpu":
+            self._model = copy.deepcopy(model)
+            module_of(self._model).to(self._device)
         if threads is None:
             threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         require(threads >= 1, "threads must be at least 1", threads=threads)
-        self._is_written_out = spec.form == "lora" and not spec.train_a
-        exact = dtype == torch.float32 or self._is_written_out
-        require(exact, "dtype must be float32 but for LoRA with a frozen A", dtype=dtype)
+        is_written_out = isinstance(model, SASRec) and spec.form == "lora" and not spec.train_a
+        exact = dtype == torch.float32 or is_written_out
+        require(exact, "dtype must be float32 but for LoRA with a frozen A on SASRec", dtype=dtype)
         self._threads = threads
         self._chunk_positions = max(1, chunk_bytes // _position_bytes(model, spec))
 
@@ -137,12 +147,16 @@ class CohortEngine:
     def _gradients(self, start: Tensor) -> SimpleQueue[WindowGradients]:
         """Return one ``WindowGradients`` per thread."""
         free: SimpleQueue[WindowGradients] = SimpleQueue()
-        shared = SharedWeights(self._model, self._spec, start, self._dtype) if self._is_written_out else None
+        model, spec = self._model, self._spec
+        make: Callable[[], WindowGradients]
+        if not isinstance(model, SASRec):
+            make = partial(ModelGradients, model, spec, start)
+        elif spec.train_a or spec.form != "lora":
+            make = partial(AutogradGradients, model, spec, start)
+        else:
+            make = partial(SASRecGradients, SharedWeights(model, spec, start, self._dtype))
         for _ in range(self._threads):
-            if shared is None:
-                free.put(AutogradGradients(self._model, self._spec, start))
-            else:
-                free.put(SASRecGradients(shared))
+            free.put(make())
         return free
 
     def _chunks(self, stack: WindowStack) -> Iterator[NDArray[np.int64]]:
@@ -260,8 +274,10 @@ def _lengths(windows: Windows) -> NDArray[np.int64]:
     return lengths
 
 
-def _position_bytes(model: SASRec, spec: AdapterSpec) -> int:
+def _position_bytes(model: Recommender, spec: AdapterSpec) -> int:
     """Return about how much memory the intermediate results for one position take."""
+    if not isinstance(model, SASRec):
+        return held_bytes(model, spec) // model.max_length + 1
     per_block = 20 * model.config.dim + model.config.num_heads * model.config.max_length
     per_window = 4 * spec.num_trainable // 10  # own vectors and their gradients, spread over a window's positions
     return 4 * (per_block * model.config.num_layers + per_window)

@@ -16,7 +16,7 @@ from ownlet.shared.errors import require
 from ownlet.shared.interactions import History, pad_histories
 from ownlet.shared.lora import applied
 from ownlet.shared.metrics import ndcg, ranks, top_k
-from ownlet.shared.model import SASRec
+from ownlet.shared.recommender import Recommender, last_scores, module_of
 from ownlet.simulations.baselines import Scorer
 
 __all__ = [
@@ -106,7 +106,7 @@ class Answers:
 
 
 def model_ranks(
-    model: SASRec,
+    model: Recommender,
     cases: Cases,
     *,
     spec: AdapterSpec | None = None,
@@ -132,7 +132,7 @@ def model_ranks(
 
 
 def model_answers(
-    model: SASRec,
+    model: Recommender,
     cases: Cases,
     *,
     spec: AdapterSpec | None = None,
@@ -157,7 +157,7 @@ def model_answers(
 
 @torch.no_grad()
 def _model_scores(
-    model: SASRec, cases: Cases, spec: AdapterSpec | None, vectors: NDArray[np.float32] | None, batch_size: int
+    model: Recommender, cases: Cases, spec: AdapterSpec | None, vectors: NDArray[np.float32] | None, batch_size: int
 ) -> Iterator[Scored]:
     """Score all cases, batch by batch: the only place where a model answers."""
     require((spec is None) == (vectors is None), "spec and vectors must be given together", spec=spec)
@@ -167,14 +167,14 @@ def _model_scores(
         rows = order[start : start + batch_size]
         histories = [cases.histories[row] for row in rows]
         longest = max(1, max(len(h) for h in histories))
-        items, lengths = pad_histories(histories, min(model.config.max_length, longest))
+        items, lengths = pad_histories(histories, min(model.max_length, longest))
         weights = {}
         if spec is not None and vectors is not None:
             chosen = vectors if vectors.ndim == 1 else vectors[rows]
             weights = spec.split(torch.from_numpy(chosen))
-        with applied(model, weights):
+        with applied(module_of(model), weights):
             context = _context_of(cases, rows, items.shape[1])
-            scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths), context)
+            scores = last_scores(model, torch.from_numpy(items), torch.from_numpy(lengths), context)
         yield rows, scores.numpy()
 
 
@@ -197,13 +197,13 @@ def _context_of(cases: Cases, rows: NDArray[np.int64], length: int) -> Tensor | 
 
 
 def mean_ndcg(
-    model: SASRec, cases: Cases, *, spec: AdapterSpec | None = None, vector: NDArray[np.float32] | None = None
+    model: Recommender, cases: Cases, *, spec: AdapterSpec | None = None, vector: NDArray[np.float32] | None = None
 ) -> float:
     """Return the mean NDCG@10 over cases, of the base or of an adapter (P,) on it."""
     return float(ndcg(model_ranks(model, cases, spec=spec, vectors=vector), 10).mean())
 
 
-def is_publishable(model: SASRec, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> bool:
+def is_publishable(model: Recommender, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> bool:
     """Tell whether an adapter's NDCG@10 on public cases is at least the base's: one below it is never published."""
     return mean_ndcg(model, public, spec=spec, vector=vector) >= mean_ndcg(model, public)
 

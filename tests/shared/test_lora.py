@@ -84,3 +84,47 @@ def test_the_layers_of_an_existing_adapter_attach_and_others_are_refused():
     wider = replace(spec, layers=(replace(spec.layers[0], out_features=99),))
     with pytest.raises(AdapterError, match="must fit the layers of the base"):
         attach_spec(small_model(), wider)
+
+
+def test_inputs_with_more_axes_take_one_adapter_per_example_too():
+    model, spec = attached()
+    vectors, x = torch.randn(5, spec.size), torch.randn(5, 3, 2, 6)
+    with applied(model, spec.split(vectors)):
+        together = model(x)
+    for i in range(5):
+        with applied(model, spec.split(vectors[i])):
+            torch.testing.assert_close(together[i], model(x[i]), rtol=1e-4, atol=1e-4)
+
+
+class Twice(nn.Module):
+    """One layer in two places of the model, one of them nested."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.later = nn.Sequential(nn.Tanh(), self.first)
+
+    def forward(self, x):
+        return self.later(self.first(x))
+
+
+@pytest.mark.parametrize("target", ["first", "later.1", "1"])
+def test_a_layer_in_two_places_carries_one_adapter_in_both(target):
+    torch.manual_seed(0)
+    model = Twice()
+    plain = nn.Linear(6, 6)
+    plain.load_state_dict(model.first.state_dict())
+    spec = attach(model, target_modules=(target,), rank=2, alpha=6.0, base_hash="h")
+    assert [layer.name for layer in spec.layers] == ["first"]
+    vector, x = torch.randn(spec.size), torch.randn(5, 6)
+    ((a, b),) = spec.split(vector).values()
+    with torch.no_grad():
+        plain.weight += 6.0 / 2 * b @ a
+    with applied(model, spec.split(vector)):
+        torch.testing.assert_close(model(x), plain(torch.tanh(plain(x))))
+
+
+def test_an_attached_layer_is_in_the_mode_of_the_layer_that_it_replaces():
+    model = small_model().eval()
+    attach(model, target_modules=("0",), rank=2, alpha=1.0, base_hash="h")
+    assert not any(module.training for module in model.modules())
