@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from ownlet.device.client import make_client_app
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
+from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.config import AdapterConfig, FederationConfig
@@ -34,6 +35,7 @@ from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig
 from ownlet.simulations.shard import StoreShard
+from ownlet.simulations.start import start_adapter
 
 __all__ = ["EngineName", "FederatedRunConfig", "FederatedRunResult", "GridName", "make_engine", "run_federated"]
 
@@ -52,6 +54,7 @@ class FederatedRunConfig:
         public_users: of a store: users at its end that are public and decide about publication.
         sampled_users: of a store: devices that the result is measured on.
         adapter: where LoRA goes.
+        compression: how the server learns A, for the method ``iak``.
         federation: the rounds.
         engine: ``cohort`` trains many users at once; ``opacus`` and ``executorch`` train one after the other.
         precision: of the cohort engine's arithmetic; ``bfloat16`` is an approximation.
@@ -68,6 +71,7 @@ class FederatedRunConfig:
     public_users: int = 1000
     sampled_users: int = 2000
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     engine: EngineName = "cohort"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -131,7 +135,16 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
     """
     started = time.monotonic()
     fleet, model, spec = _load(config)
-    start = initial_adapter(spec, config.federation.seed or 0)
+    start = start_adapter(
+        config.adapter,
+        config.compression,
+        model,
+        spec,
+        fleet.public,
+        config.federation.windows,
+        config.federation.seed or 0,
+        progress,
+    )
     engine = make_engine(config, model, spec, start, folder.path)
     rows = folder.read_metrics()  # of the rounds before an interruption
     name = "rounds" if config.federation.unit == "none" else f"{config.federation.unit}-level rounds"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ownlet.shared.context import ContextField
 from ownlet.shared.errors import ConfigError, DataError
-from ownlet.shared.interactions import Item
+from ownlet.shared.interactions import History, Item
 from ownlet.simulations.evaluate import Cases, all_positions
 from ownlet.simulations.setting import DataConfig, last_event_cases, prepare
 from ownlet.simulations.store import EventStore
@@ -35,6 +35,7 @@ class Fleet:
         num_items: of the catalogue.
         test: the last event of devices, of all or of a sample.
         validation: of held-out public users, who are not devices.
+        public: histories of public users, which the server may learn from.
         facts: name and size, as run summaries hold them.
     """
 
@@ -44,6 +45,7 @@ class Fleet:
     num_items: int
     test: Cases
     validation: Cases
+    public: Sequence[History]
     facts: dict[str, object]
 
 
@@ -57,6 +59,7 @@ def fleet_of_data(config: DataConfig, fields: Sequence[ContextField] = ()) -> Fl
         num_items=setting.data.num_items,
         test=setting.test,
         validation=setting.validation,
+        public=setting.public,
         facts=setting.facts,
     )
 
@@ -81,6 +84,7 @@ def fleet_of_store(path: Path, catalogue: Sequence[Item], *, public_users: int, 
     num_users = store.num_users - public_users
     if num_users < 1:
         raise DataError(f"store must have more users than the {public_users} public ones, got {store.num_users}")
+    public = _histories(store, np.arange(num_users, store.num_users))
     sample = np.random.default_rng(seed).choice(num_users, min(sampled_users, num_users), replace=False)
     return Fleet(
         store=store,
@@ -88,7 +92,8 @@ def fleet_of_store(path: Path, catalogue: Sequence[Item], *, public_users: int, 
         held_out=1,
         num_items=len(store.items),
         test=last_event_cases(_histories(store, np.sort(sample))),
-        validation=all_positions(_histories(store, np.arange(num_users, store.num_users)), last=_PUBLIC_POSITIONS),
+        validation=all_positions(public, last=_PUBLIC_POSITIONS),
+        public=public,
         facts={
             "name": store.name,
             "users": store.num_users,

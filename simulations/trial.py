@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.server.checkpoint import RoundResult
+from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
-from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
+from ownlet.shared.adapter import AdapterSpec, Vector, save_adapter
 from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.delta import delta_of
@@ -36,6 +37,7 @@ from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, sav
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting
+from ownlet.simulations.start import start_adapter
 from ownlet.simulations.store import EventStore
 
 __all__ = [
@@ -64,6 +66,7 @@ class TrialConfig:
         recipe: training of the base.
         adapter: where LoRA goes.
         federation: the run without noise; its ``unit``, ``noise_multiplier`` and ``seed`` are set per run.
+        compression: how the server learns A, for the method ``iak``.
         personal: local training of the personal adapter, which never leaves the device.
         epsilons: targets of the private runs, in falling order; the last is shipped.
         seeds: of base, cohorts and noise.
@@ -86,6 +89,7 @@ class TrialConfig:
             windows=WindowConfig(window_length=20),
         )
     )
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
     personal: Plan = PERSONAL_PLAN
     epsilons: tuple[float, ...] = (8.0, 2.0)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -182,7 +186,9 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
     """
     model = _base(config, setting, seed, folder, progress)
     spec = attach_adapter(model, config.adapter)
-    start = initial_adapter(spec, seed)
+    start = start_adapter(
+        config.adapter, config.compression, model, spec, setting.public, config.federation.windows, seed, progress
+    )
     epsilons = (math.inf, *config.epsilons)
     runs = tuple(
         _federate(config, setting, model, spec, start, label, epsilon, seed, progress)
