@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
 from ownlet.cli.adapter import export_adapter, import_adapter
+from ownlet.cli.bench import quality
 from ownlet.cli.demo import demo
 from ownlet.cli.export import export
 from ownlet.cli.grow import grow
@@ -36,12 +37,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "grow": grow,
     "adapter export": export_adapter,
     "adapter import": import_adapter,
+    "bench quality": quality,
     "ledger show": show,
     "ledger verify": verify,
 }
 """Subcommand -> function; a name of two words is a command of a group."""
 
 GROUPS = {
+    "bench": "Measure how good something is.",
     "adapter": "Exchange adapters with the library PEFT.",
     "ledger": "Show or verify what a device spent on privacy.",
 }

@@ -1,0 +1,79 @@
+"""The quality benchmark on a tiny population: every part real, and an interrupted one goes on."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ownlet.shared.config import FederationConfig, ModelConfig, Plan
+from ownlet.shared.errors import ConfigError
+from ownlet.shared.metrics import ndcg
+from ownlet.simulations.centralised import CentralisedConfig
+from ownlet.simulations.pretrain import PretrainConfig
+from ownlet.simulations.progress import Silent
+from ownlet.simulations.quality import STAGES, quality_table, run_quality
+from ownlet.simulations.quality_parts import QualityConfig, QualityData
+from ownlet.simulations.quality_report import markdown, write_quality
+from ownlet.simulations.setting import DataConfig
+
+DATA = QualityData(
+    name="tiny",
+    data=DataConfig(num_users=150, num_items=100, public_fraction=0.4),
+    cohort_rate=0.5,
+    tested=40,
+    recipe=PretrainConfig(max_epochs=2, batch_size=16),
+)
+CONFIG = QualityConfig(
+    data=(DATA,),
+    methods=("lora-frozen-a", "prefix"),
+    epsilons=(math.inf, 2.0),
+    seeds=(0, 1),
+    rates=(0.3,),
+    model=ModelConfig(dim=16, num_layers=1, max_length=20),
+    rank=2,
+    federation=FederationConfig(rounds=2, plan=Plan(steps=1, learning_rate=0.3)),
+    centralised=CentralisedConfig(max_epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    return run_quality(CONFIG, folder, Silent()), folder
+
+
+def test_the_table_has_every_method_epsilon_and_stage_with_intervals(measured, tmp_path):
+    results, _ = measured
+    paths = write_quality(CONFIG, results, tmp_path)
+    assert all(path.stat().st_size > 0 for path in paths)
+    table = json.loads(paths[0].read_text())
+    assert set(table["tiny"]) == {"lora-frozen-a", "prefix"}
+    for method in table["tiny"].values():
+        assert set(method) == {"none", "2"}
+        assert tuple(method["none"]) == STAGES
+        assert tuple(method["2"]) == STAGES[:2] + ("federated+personal",)
+        for stage in (*method["none"].values(), *method["2"].values()):
+            for name in ("hr@10", "ndcg@10", "mrr@10"):
+                assert stage[name]["low"] <= stage[name]["value"] <= stage[name]["high"]
+    assert "| prefix |" in markdown(CONFIG, results)
+
+
+def test_a_cell_is_the_mean_over_seeds_and_tested_devices(measured):
+    (result,), _ = measured
+    ranks = result.ranks("prefix", 2.0)["federated"]
+    assert ranks.shape == (2, 40)
+    cell = quality_table((result,))["tiny"]["prefix"]["2"]["federated"]["ndcg@10"]
+    np.testing.assert_allclose(cell["value"], ndcg(ranks, 10).mean())
+    assert all(run.epsilon <= 2.0 for run in result.federated["prefix", 2.0])
+
+
+def test_what_is_there_is_not_done_again_and_other_settings_are_refused(measured):
+    results, folder = measured
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
+    again = run_quality(CONFIG, folder, Silent())
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
+    np.testing.assert_array_equal(again[0].base, results[0].base)
+    with pytest.raises(ConfigError, match="same settings"):
+        run_quality(replace(CONFIG, rank=3), folder, Silent())
