@@ -20,7 +20,7 @@ from ownlet.simulations.setting import DataConfig
 
 DATA = QualityData(
     name="tiny",
-    data=DataConfig(num_users=150, num_items=100, public_fraction=0.4),
+    data=DataConfig(num_users=150, num_items=300, public_fraction=0.4),
     cohort_rate=0.5,
     tested=40,
     recipe=PretrainConfig(max_epochs=2, batch_size=16),
