@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,11 +105,11 @@ def run_quality(config: QualityConfig, folder: Path, progress: Progress, *, work
         config: what.
         folder: for the parts' files; those of an interrupted benchmark are used.
         progress: shows parts and what each is doing.
-        workers: processes that parts run in.
+        workers: processes that parts run in; 1 is this one.
     """
     for data in config.data:
         check_settings(config, data, folder)
-    with worker_pool(workers, progress) as pool:
+    with worker_pool(workers, progress) if workers > 1 else nullcontext(_Here(progress)) as pool:
         every = [(data, seed) for data in config.data for seed in config.seeds]
         _all(pool, progress, "bases", make_base, [(config, data, seed, folder) for data, seed in every])
         tuned = [(config, data, method, folder) for data in config.data for method in config.methods]
@@ -126,8 +127,21 @@ def run_quality(config: QualityConfig, folder: Path, progress: Progress, *, work
         return tuple(_collect(config, data, folder, progress) for data in config.data)
 
 
+class _Here:
+    """Runs parts in this process, one after the other."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def submit(self, part: Callable[..., object], *arguments: object) -> Future[object]:
+        """Run a part."""
+        done: Future[object] = Future()
+        done.set_result(part(*arguments, self._progress))
+        return done
+
+
 def _all(
-    pool: Pool, progress: Progress, name: str, part: Callable[..., object], calls: Sequence[tuple[object, ...]]
+    pool: Pool | _Here, progress: Progress, name: str, part: Callable[..., object], calls: Sequence[tuple[object, ...]]
 ) -> None:
     """Run a part with every set of arguments, in worker processes."""
     with progress.stage(name, len(calls)) as step:
