@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs, column_pairs
+from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs
+from ownlet.cli.settings import Config, Set, read_settings
 
-__all__ = ["demo"]
+if TYPE_CHECKING:
+    from ownlet.shared.settings import Given
+
+__all__ = ["DERIVED", "OPTIONS", "demo"]
+
+OPTIONS = {
+    "data": ("data.path",),
+    "columns": ("data.columns",),
+    "core": ("data.core",),
+    "public_before": ("data.public_before",),
+    "seeds": ("run.seeds",),
+    "public_fraction": ("data.public_fraction",),
+    "rounds": ("federation.rounds",),
+}
+"""Option -> the settings that it stands for."""
+
+DERIVED = {"data.public_fraction": "by default 0.1 for the built-in population, else 0.3"}
+"""Name of a setting -> what it is where nobody gives it."""
 
 
 def demo(
+    ctx: typer.Context,
+    config: Config = None,
+    set_: Set = None,
     data: Data = None,
     columns: Columns = "",
     core: Core = 5,
@@ -22,7 +44,7 @@ def demo(
         float | None,
         typer.Option(help="Share of users that is public. Default: 0.3 with --data, 0.1 for the built-in population."),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Federated rounds of each run.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Federated rounds of each run.")] = 30,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
@@ -32,33 +54,19 @@ def demo(
     On two cores this takes some minutes. It ends with a table of quality on device users, the privacy spent, bytes and
     latencies, and leaves a run folder with report.html, the bundle and machine-readable results.
     """
-    from dataclasses import replace
-
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
     from ownlet.simulations.demo import run_demo
     from ownlet.simulations.report import quality_table
     from ownlet.simulations.results import RunFolder
-    from ownlet.simulations.setting import DataConfig
     from ownlet.simulations.trial import TrialConfig
 
-    if public_fraction is None:  # the built-in population is so easy that a base on more users leaves nothing to learn
-        public_fraction = 0.1 if data is None else 0.3
-    source = DataConfig(
-        path=data,
-        columns=column_pairs(columns),
-        core=core,
-        public_fraction=public_fraction,
-        public_before=public_before,
-    )
-    config = TrialConfig(data=source, seeds=tuple(range(seeds)))
-    if rounds is not None:
-        config = replace(config, federation=replace(config.federation, rounds=rounds))
-    folder = RunFolder.create(runs, "demo", config, config.seeds[0], name=name, overwrite=overwrite)
+    settings = read_settings("demo", TrialConfig, ctx, OPTIONS, file=config, sets=set_, derive=_derived).config
+    folder = RunFolder.create(runs, "demo", settings, settings.seeds[0], name=name, overwrite=overwrite)
     console = Console()
     with folder.discarded_on_refusal(), progress_bars(console) as progress:
-        result = run_demo(config, folder, progress)
+        result = run_demo(settings, folder, progress)
     report = result.report
     console.print()
     console.print(quality_table(report.quality))
@@ -91,3 +99,12 @@ def demo(
             highlight=False,
         )
     console.print(f"Report: {result.page}\nBundle: {result.bundle}", highlight=False, soft_wrap=True)
+
+
+def _derived(given: Mapping[str, Given]) -> dict[str, Given]:
+    from ownlet.shared.settings import DEFAULTS, Given
+
+    if "data.path" in given:
+        return dict(given)
+    # The built-in population is so easy that a base on more users leaves nothing to learn.
+    return {"data.public_fraction": Given(value=0.1, source=DEFAULTS)} | dict(given)

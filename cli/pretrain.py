@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,28 +17,42 @@ from ownlet.cli.options import (
     Runs,
     Seed,
     Threads,
-    column_pairs,
     use_threads,
 )
+from ownlet.cli.settings import Config, Set, read_settings
 
-__all__ = ["pretrain"]
+__all__ = ["OPTIONS", "pretrain"]
 
-
-class Users(StrEnum):
-    """Who the base is trained on."""
-
-    public = "public"
-    everybody = "all"
+OPTIONS = {
+    "data": ("data.path",),
+    "columns": ("data.columns",),
+    "core": ("data.core",),
+    "public_before": ("data.public_before",),
+    "users": ("run.users",),
+    "epochs": ("pretrain.max_epochs",),
+    "dim": ("model.dim",),
+    "layers": ("model.num_layers",),
+    "learning_rate": ("pretrain.learning_rate",),
+    "context": ("context.fields",),
+    "utc_offset_hours": ("context.utc_offset_hours",),
+    "period_days": ("context.period_days",),
+    "seed": ("data.seed", "pretrain.seed"),
+}
+"""Option -> the settings that it stands for."""
 
 
 def pretrain(
+    ctx: typer.Context,
+    config: Config = None,
+    set_: Set = None,
     data: Data = None,
     columns: Columns = "",
     core: Core = 5,
     public_before: PublicBefore = None,
     users: Annotated[
-        Users, typer.Option(help="public: 30 % of users, tested on the others. all: everybody, leave-one-out.")
-    ] = Users.public,
+        Literal["public", "all"],
+        typer.Option(help="public: 30 % of users, tested on the others. all: everybody, leave-one-out."),
+    ] = "public",
     epochs: Annotated[
         int, typer.Option(min=1, help="The most passes over the users; early stopping ends sooner.")
     ] = 60,
@@ -68,30 +81,16 @@ def pretrain(
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
-    from ownlet.shared.config import ModelConfig
     from ownlet.simulations.base_run import BaseRunConfig, run_pretrain
     from ownlet.simulations.findings import quality_row
-    from ownlet.simulations.moments import ContextRequest
-    from ownlet.simulations.pretrain import PretrainConfig
     from ownlet.simulations.report import quality_table
     from ownlet.simulations.results import RunFolder
-    from ownlet.simulations.setting import DataConfig
 
     use_threads(threads)
-    config = BaseRunConfig(
-        data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
-        users=users.value,
-        model=ModelConfig(dim=dim, num_layers=layers),
-        context=ContextRequest(
-            fields=tuple(part.strip() for part in context.split(",") if part.strip()),
-            utc_offset_hours=utc_offset_hours,
-            period_days=period_days,
-        ),
-        recipe=PretrainConfig(max_epochs=epochs, learning_rate=learning_rate, seed=seed),
-    )
-    folder = RunFolder.create(runs, "pretrain", config, seed, name=name, overwrite=overwrite)
+    settings = read_settings("pretrain", BaseRunConfig, ctx, OPTIONS, file=config, sets=set_).config
+    folder = RunFolder.create(runs, "pretrain", settings, settings.recipe.seed, name=name, overwrite=overwrite)
     console = Console()
     with folder.discarded_on_refusal(), progress_bars(console) as progress:
-        quality = run_pretrain(config, folder, progress)
+        quality = run_pretrain(settings, folder, progress)
     console.print(quality_table(tuple(quality_row(label, metrics) for label, metrics in quality.items())))
     console.print(f"Base: {folder.path / 'base.pt'}", highlight=False, soft_wrap=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,64 +18,66 @@ from ownlet.cli.options import (
     Runs,
     Seed,
     Threads,
-    column_pairs,
     use_threads,
 )
+from ownlet.cli.settings import Config, Set, read_settings
 
-__all__ = ["simulate"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
+    from ownlet.simulations.federated_run import FederatedRunConfig, FederatedRunResult
 
-class Unit(StrEnum):
-    """What the privacy promise protects."""
+__all__ = ["OPTIONS", "simulate"]
 
-    user = "user"
-    window = "window"
-    none = "none"
-
-
-class ScheduleChoice(StrEnum):
-    """How a learning rate falls."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class MethodChoice(StrEnum):
-    """How the base is adapted."""
-
-    lora = "lora"
-    lora_frozen_a = "lora-frozen-a"
-    fedsvd = "fedsvd"
-    iak = "iak"
-    bottleneck = "bottleneck"
-    prefix = "prefix"
-
-
-class EngineChoice(StrEnum):
-    """What trains a user."""
-
-    cohort = "cohort"
-    opacus = "opacus"
-    executorch = "executorch"
-
-
-class PrecisionChoice(StrEnum):
-    """Numbers that the cohort engine computes with."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class GridChoice(StrEnum):
-    """Where the nodes live."""
-
-    in_process = "in-process"
-    ray = "ray"
+OPTIONS = {
+    "base": ("run.base",),
+    "data": ("data.path",),
+    "columns": ("data.columns",),
+    "core": ("data.core",),
+    "public_before": ("data.public_before",),
+    "store": ("run.store",),
+    "sampled_users": ("run.sampled_users",),
+    "public_users": ("run.public_users",),
+    "unit": ("federation.unit",),
+    "target_epsilon": ("federation.target_epsilon",),
+    "noise_multiplier": ("federation.noise_multiplier",),
+    "dp_delta": ("federation.dp_delta",),
+    "rounds": ("federation.rounds",),
+    "cohort_rate": ("federation.cohort_rate",),
+    "evaluate_every": ("run.evaluate_every",),
+    "clip_norm": ("federation.clip_norm",),
+    "steps": ("federation.plan.steps",),
+    "learning_rate": ("federation.plan.learning_rate",),
+    "window_clip_norm": ("federation.plan.clip_norm",),
+    "window_rate": ("federation.plan.sample_rate",),
+    "negatives": ("federation.plan.num_negatives",),
+    "expected_batch": ("federation.plan.expected_batch",),
+    "server_learning_rate": ("federation.server_learning_rate",),
+    "server_momentum": ("federation.server_momentum",),
+    "schedule": ("federation.schedule",),
+    "warmup_rounds": ("federation.warmup_rounds",),
+    "patience": ("federation.patience",),
+    "weight_decay": ("federation.plan.weight_decay",),
+    "window_length": ("federation.windows.window_length",),
+    "context_length": ("federation.windows.context_length",),
+    "rank": ("adapter.rank",),
+    "method": ("adapter.method",),
+    "engine": ("run.engine",),
+    "nodes": ("run.num_nodes",),
+    "grid": ("run.grid",),
+    "ray_address": ("run.ray_address",),
+    "precision": ("run.precision",),
+    "device": ("run.device",),
+    "seed": ("data.seed", "federation.seed"),
+}
+"""Option -> the settings that it stands for."""
 
 
 def simulate(
-    base: Annotated[Path, typer.Option(help="The base.pt that `ownlet pretrain` left.")],
+    ctx: typer.Context,
+    config: Config = None,
+    set_: Set = None,
+    base: Annotated[Path | None, typer.Option(help="The base.pt that `ownlet pretrain` left.")] = None,
     data: Data = None,
     columns: Columns = "",
     core: Core = 5,
@@ -91,8 +92,9 @@ def simulate(
         int, typer.Option(min=1, help="With --store: users at its end that are public and decide about publication.")
     ] = 1000,
     unit: Annotated[
-        Unit, typer.Option(help="user: delta clipped, noise on the server. window: local DP-SGD. none: no privacy.")
-    ] = Unit.user,
+        Literal["user", "window", "none"],
+        typer.Option(help="user: delta clipped, noise on the server. window: local DP-SGD. none: no privacy."),
+    ] = "user",
     target_epsilon: Annotated[
         float | None,
         typer.Option(help="Stop before a round that would exceed it. With unit user it also sets the noise."),
@@ -108,8 +110,13 @@ def simulate(
     clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of a user's delta.")] = 0.3,
     steps: Annotated[int, typer.Option(min=1, help="Local steps in a round.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.3,
-    window_clip_norm: Annotated[float, typer.Option(help="Unit window: largest norm of a window's gradient.")] = 0.3,
-    window_rate: Annotated[float, typer.Option(help="Unit window: chance of each window to be in a step.")] = 0.5,
+    window_clip_norm: Annotated[
+        float | None,
+        typer.Option(help="Largest norm of a window's gradient. Default: 0.3 with unit window."),
+    ] = None,
+    window_rate: Annotated[
+        float | None, typer.Option(help="Chance of each window to be in a step. Default: 0.5 with unit window.")
+    ] = None,
     negatives: Annotated[
         int, typer.Option(min=0, help="Random items per window that stand for the catalogue in the softmax; 0: all.")
     ] = 0,
@@ -117,8 +124,9 @@ def simulate(
     server_learning_rate: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 1.0,
     server_momentum: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 0.9,
     schedule: Annotated[
-        ScheduleChoice, typer.Option(help="How the server's learning rate falls over the rounds.")
-    ] = ScheduleChoice.constant,
+        Literal["constant", "linear", "cosine"],
+        typer.Option(help="How the server's learning rate falls over the rounds."),
+    ] = "constant",
     warmup_rounds: Annotated[int, typer.Option(min=0, help="Rounds in which the server's learning rate rises.")] = 0,
     patience: Annotated[
         int,
@@ -128,18 +136,23 @@ def simulate(
     window_length: Annotated[int, typer.Option(min=2, help="Events in a window.")] = 20,
     context_length: Annotated[int, typer.Option(min=0, help="Earlier events a window may see; 0 for unit window.")] = 0,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
-    method: Annotated[MethodChoice, typer.Option(help="How the base is adapted.")] = MethodChoice.lora_frozen_a,
-    engine: Annotated[EngineChoice, typer.Option(help="What trains a user.")] = EngineChoice.cohort,
+    method: Annotated[
+        Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"],
+        typer.Option(help="How the base is adapted."),
+    ] = "lora-frozen-a",
+    engine: Annotated[Literal["cohort", "opacus", "executorch"], typer.Option(help="What trains a user.")] = "cohort",
     nodes: Annotated[int, typer.Option(min=1, help="Flower nodes; never changes the result.")] = 1,
     grid: Annotated[
-        GridChoice, typer.Option(help="in-process, or ray: nodes are processes, on one machine or a cluster.")
-    ] = GridChoice.in_process,
+        Literal["in-process", "ray"],
+        typer.Option(help="in-process, or ray: nodes are processes, on one machine or a cluster."),
+    ] = "in-process",
     ray_address: Annotated[
         str | None, typer.Option(help="Of a running Ray cluster, auto for this machine's. Default: start one here.")
     ] = None,
     precision: Annotated[
-        PrecisionChoice, typer.Option(help="Of the cohort engine's arithmetic; bfloat16 is an approximation.")
-    ] = PrecisionChoice.float32,
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Of the cohort engine's arithmetic; bfloat16 is an approximation."),
+    ] = "float32",
     device: Annotated[str, typer.Option(help="Of the cohort engine: cpu, cuda.")] = "cpu",
     seed: Seed = 0,
     runs: Runs = Path("runs"),
@@ -150,86 +163,37 @@ def simulate(
     """Run federated rounds over the device users, with the server and client apps that a deployment runs.
 
     Cohorts and noise are seeded, so a run can be repeated; a deployment draws both from the operating system. With
-    --name an interrupted run is continued from its last round and ends with the same adapter.
+    --name an interrupted run is continued from its last round and ends with the same adapter. Whatever has no option
+    here can be set by its name in the file that `ownlet config simulate` prints.
     """
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
-    from ownlet.shared.config import AdapterConfig, FederationConfig, Plan, WindowConfig
-    from ownlet.shared.errors import ConfigError
-    from ownlet.shared.privacy import noise_multiplier_for
+    from ownlet.simulations.derived import derived_settings, noise_for_target
     from ownlet.simulations.federated_run import FederatedRunConfig, run_federated
-    from ownlet.simulations.findings import quality_row
-    from ownlet.simulations.report import quality_table
     from ownlet.simulations.results import RunFolder
-    from ownlet.simulations.setting import DataConfig
 
     use_threads(threads)
-    if store is not None and data is not None:
-        raise ConfigError(f"data and store must not be given together, got {data} and {store}")
-    if unit is not Unit.none and target_epsilon is None and noise_multiplier is None:
-        raise ConfigError(f"unit {unit.value} must have --target-epsilon or --noise-multiplier, got neither")
-    if unit is Unit.window and noise_multiplier is None:
-        raise ConfigError("unit window must have --noise-multiplier, got none")
-    server_noise = noise_multiplier if unit is Unit.user else 0.0
-    if server_noise is None and target_epsilon is not None:
-        server_noise = noise_multiplier_for(
-            target_epsilon=target_epsilon, dp_delta=dp_delta, cohort_rate=cohort_rate, rounds=rounds
-        )
-    local = unit is Unit.window
-    federation = FederationConfig(
-        rounds=rounds,
-        cohort_rate=cohort_rate,
-        unit=unit.value,
-        clip_norm=clip_norm,
-        noise_multiplier=server_noise or 0.0,
-        server_learning_rate=server_learning_rate,
-        server_momentum=server_momentum,
-        schedule=schedule.value,
-        warmup_rounds=warmup_rounds,
-        patience=patience,
-        dp_delta=dp_delta,
-        target_epsilon=math.inf if target_epsilon is None or unit is Unit.none else target_epsilon,
-        seed=seed,
-        plan=Plan(
-            steps=steps,
-            learning_rate=learning_rate,
-            expected_batch=expected_batch,
-            num_negatives=negatives,
-            weight_decay=weight_decay,
-            sample_rate=window_rate if local else 1.0,
-            clip_norm=window_clip_norm if local else math.inf,
-            noise_multiplier=noise_multiplier or 0.0 if local else 0.0,
-        ),
-        windows=WindowConfig(window_length=window_length, context_length=context_length),
-    )
-    config = FederatedRunConfig(
-        base=base,
-        store=store,
-        public_users=public_users,
-        sampled_users=sampled_users,
-        data=DataConfig(path=data, columns=column_pairs(columns), core=core, seed=seed, public_before=public_before),
-        adapter=AdapterConfig(method=method.value, rank=rank, alpha=2.0 * rank),
-        federation=federation,
-        engine=engine.value,
-        precision=precision.value,
-        device=device,
-        num_nodes=nodes,
-        grid=grid.value,
-        ray_address=ray_address,
-        evaluate_every=evaluate_every,
-    )
-    folder = RunFolder.create(runs, "simulate", config, seed, name=name, overwrite=overwrite)
+    read = read_settings("simulate", FederatedRunConfig, ctx, OPTIONS, file=config, sets=set_, derive=derived_settings)
+    settings = noise_for_target(read.config, read.given)
+    folder = RunFolder.create(runs, "simulate", settings, settings.federation.seed, name=name, overwrite=overwrite)
     console = Console()
     with folder.discarded_on_refusal(), progress_bars(console) as progress:
-        result = run_federated(config, folder, progress)
-    gains = {"federated": result.gain}
+        result = run_federated(settings, folder, progress)
+    _print_result(console, settings, result)
+
+
+def _print_result(console: Console, settings: FederatedRunConfig, result: FederatedRunResult) -> None:
+    from ownlet.simulations.findings import quality_row
+    from ownlet.simulations.report import quality_table
+
+    unit, gains = settings.federation.unit, {"federated": result.gain}
     rows = tuple(quality_row(label, metrics, gains.get(label)) for label, metrics in result.quality.items())
-    privacy = "no privacy" if unit is Unit.none else f"{unit.value}-level privacy"
+    privacy = "no privacy" if unit == "none" else f"{unit}-level privacy"
     console.print(quality_table(rows, {"base": "base", "federated": f"federated, {privacy}"}))
     if math.isfinite(result.federation.epsilon):
         console.print(
-            f"Spent ε = {result.federation.epsilon:.3f} at δ = {dp_delta:g}, {unit.value} level, "
+            f"Spent ε = {result.federation.epsilon:.3f} at δ = {settings.federation.dp_delta:g}, {unit} level, "
             f"{len(result.federation.rounds)} rounds.",
             highlight=False,
         )

@@ -15,7 +15,16 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.schedule import SCHEDULES
 
-__all__ = ["PERSONAL_PLAN", "AdapterConfig", "FederationConfig", "MethodName", "ModelConfig", "Plan", "WindowConfig"]
+__all__ = [
+    "PERSONAL_PLAN",
+    "AdapterConfig",
+    "FederationConfig",
+    "MethodName",
+    "ModelConfig",
+    "Plan",
+    "WindowConfig",
+    "simulated_federation",
+]
 
 MethodName = Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"]
 
@@ -277,6 +286,11 @@ class FederationConfig:
         """
         plan, windows = Plan(**_numbers(raw["plan"])), WindowConfig(**raw["windows"])
         return cls(**{**_numbers(raw), "plan": plan, "windows": windows})
+
+
+def simulated_federation(*, seed: int | None = None) -> FederationConfig:
+    """Return the numbers that were best on held-out public users (docs/decisions.md): the defaults of the commands."""
+    return FederationConfig(rounds=30, cohort_rate=0.2, seed=seed, plan=Plan(steps=1, learning_rate=0.3))
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ownlet.server.checkpoint import RoundResult
 from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
-from ownlet.shared.config import AdapterConfig, FederationConfig
+from ownlet.shared.config import AdapterConfig, FederationConfig, simulated_federation
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.methods import rounds_for
@@ -72,7 +72,7 @@ class FederatedRunConfig:
     sampled_users: int = 2000
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
-    federation: FederationConfig = field(default_factory=FederationConfig)
+    federation: FederationConfig = field(default_factory=lambda: simulated_federation(seed=0))
     engine: EngineName = "cohort"
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
@@ -89,6 +89,12 @@ class FederatedRunConfig:
             self.precision in ("float32", "bfloat16"),
             "precision must be float32 or bfloat16",
             precision=self.precision,
+        )
+        require(
+            self.store is None or self.data.path is None,
+            "data and store must not be given together",
+            data=self.data.path,
+            store=self.store,
         )
         require(self.grid in get_args(GridName), f"grid must be one of {get_args(GridName)}", grid=self.grid)
         require(

@@ -19,7 +19,7 @@ from ownlet.server.checkpoint import RoundResult
 from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, save_adapter
-from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
+from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, simulated_federation
 from ownlet.shared.content import content_vectors
 from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import require
@@ -79,16 +79,7 @@ class TrialConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: PretrainConfig = field(default_factory=PretrainConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    federation: FederationConfig = field(
-        default_factory=lambda: FederationConfig(
-            rounds=30,
-            cohort_rate=0.2,
-            clip_norm=0.3,
-            server_momentum=0.9,
-            plan=Plan(steps=1, learning_rate=0.3),
-            windows=WindowConfig(window_length=20),
-        )
-    )
+    federation: FederationConfig = field(default_factory=simulated_federation)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     personal: Plan = PERSONAL_PLAN
     epsilons: tuple[float, ...] = (8.0, 2.0)
