@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,15 +14,30 @@ __all__ = [
     "Core",
     "Data",
     "Name",
+    "Negatives",
+    "Objective",
     "Overwrite",
     "PublicBefore",
     "Runs",
+    "Sampling",
     "Seed",
     "Threads",
     "column_pairs",
     "use_threads",
 ]
 
+
+Objective = Annotated[
+    Literal["softmax", "bpr", "bce", "listnet", "lambda"],
+    typer.Option(help="The loss; all but the full softmax need --negatives of 1 or more."),
+]
+Negatives = Annotated[
+    int, typer.Option(min=0, help="Items per window that stand for the catalogue in the loss; 0: all, softmax only.")
+]
+Sampling = Annotated[
+    Literal["uniform", "popularity", "in-batch", "hard"],
+    typer.Option(help="How they are drawn; popularity counts public users' events only."),
+]
 Data = Annotated[
     Path | None,
     typer.Option(

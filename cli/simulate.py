@@ -13,9 +13,12 @@ from ownlet.cli.options import (
     Core,
     Data,
     Name,
+    Negatives,
+    Objective,
     Overwrite,
     PublicBefore,
     Runs,
+    Sampling,
     Seed,
     Threads,
     use_threads,
@@ -50,7 +53,9 @@ OPTIONS = {
     "learning_rate": ("federation.plan.learning_rate",),
     "window_clip_norm": ("federation.plan.clip_norm",),
     "window_rate": ("federation.plan.sample_rate",),
+    "objective": ("federation.plan.objective",),
     "negatives": ("federation.plan.num_negatives",),
+    "sampling": ("federation.plan.negatives",),
     "expected_batch": ("federation.plan.expected_batch",),
     "server_learning_rate": ("federation.server_learning_rate",),
     "server_momentum": ("federation.server_momentum",),
@@ -117,9 +122,9 @@ def simulate(
     window_rate: Annotated[
         float | None, typer.Option(help="Chance of each window to be in a step. Default: 0.5 with unit window.")
     ] = None,
-    negatives: Annotated[
-        int, typer.Option(min=0, help="Random items per window that stand for the catalogue in the softmax; 0: all.")
-    ] = 0,
+    objective: Objective = "softmax",
+    negatives: Negatives = 0,
+    sampling: Sampling = "uniform",
     expected_batch: Annotated[float, typer.Option(help="Public number that a gradient sum is divided by.")] = 1.0,
     server_learning_rate: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 1.0,
     server_momentum: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 0.9,

@@ -186,7 +186,7 @@ class Ledger:
                     "adapter": charge.adapter_version,
                     "base": charge.base_hash,
                     "event": json.loads(charge.event),
-                    "plan": {name: finite(value) for name, value in asdict(charge.plan).items()},
+                    "plan": {n: v if isinstance(v, str) else finite(v) for n, v in asdict(charge.plan).items()},
                     "round": charge.round,
                     "state": "intent",
                     "unit": charge.unit,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.candidates import Candidates, CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.context import pad_context
 from ownlet.shared.errors import ConfigError
@@ -33,9 +34,9 @@ from ownlet.shared.interactions import pad_histories
 from ownlet.shared.lora import applied, replace_module
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
-from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
+from ownlet.shared.objectives import softmax_loss, training_loss
 from ownlet.shared.probe import check_adapter, check_layers, check_recommender
-from ownlet.shared.recommender import Recommender, last_scores, module_of, scores
+from ownlet.shared.recommender import Recommender, known_frequencies, last_scores, module_of, scores
 from ownlet.shared.sites import BottleneckLinear, LoRALinear, PrefixSite
 from ownlet.shared.windows import Windows
 
@@ -140,6 +141,7 @@ class OpacusEngine:
             check_recommender(model)
             check_adapter(model, spec)
         self._spec, self._num_items = spec, model.num_items
+        self._frequencies = known_frequencies(model)
         self._eager, self._mutex = copy.deepcopy(model), threading.Lock()
         module_of(self._eager).eval().requires_grad_(False)
         wrapped = copy.deepcopy(module_of(model)).eval().requires_grad_(False)
@@ -169,22 +171,24 @@ class OpacusEngine:
         return train_each(self._train_user, self._spec, vector, users, plan, noises)
 
     def check_plan(self, plan: Plan) -> None:
-        """Accept every plan."""
+        """Raise ConfigError where the plan's negatives need to know how frequent items are and the base does not."""
+        CandidateSampler(plan, self._num_items, self._frequencies)
 
     def steps(self, vector: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Iterator[Vector]:
         """Train one adapter and yield it after each step; one training at a time. See ``device.train.LocalEngine``."""
+        sampler = CandidateSampler(plan, self._num_items, self._frequencies)
         self._load(self._spec.check(vector))
         parameters = self._trained_parameters()
         sgd = torch.optim.SGD(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)  # after the noise
         optimizer = _SourcedOptimizer(sgd, plan, noise)
         for _ in range(plan.steps):
-            chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
-            negatives = None
+            mask = noise.poisson_mask(len(windows), plan.sample_rate)
+            candidates = None
             if plan.num_negatives:
-                negatives = noise.negatives(len(windows), plan.num_negatives, self._num_items)[chosen]
+                candidates = sampler.candidates(sampler.draw(noise, windows, mask)[mask])
             optimizer.zero_grad(set_to_none=True)
-            if len(chosen):
-                self._backward(windows[chosen], negatives)
+            if mask.any():
+                self._backward(windows[mask], candidates)
             else:  # nothing to differentiate; the step still clips nothing, adds noise and moves
                 for p in parameters:
                     p.grad_sample = torch.zeros(0, *p.shape)
@@ -229,14 +233,11 @@ class OpacusEngine:
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
         return list(self.steps(start, windows, plan, noise))[-1]
 
-    def _backward(self, windows: Windows, negatives: NDArray[np.int64] | None) -> None:
+    def _backward(self, windows: Windows, candidates: Candidates | None) -> None:
         context = () if windows.context is None else (torch.from_numpy(windows.context),)
         table = self._model(torch.from_numpy(windows.history), *context)
         target, valid = torch.from_numpy(windows.target), torch.from_numpy(windows.valid)
-        if negatives is None:
-            losses = softmax_loss(table, target, valid)
-        else:
-            losses = sampled_softmax_loss(table, target, valid, torch.from_numpy(negatives))
+        losses = training_loss(table, target, valid, candidates)
         with warnings.catch_warnings():  # the first layer's input has no gradient, which is as it should be
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses.sum().backward()

@@ -4,11 +4,12 @@ An engine takes the global adapter, windows, a public plan and a source of rando
 became. Two engines that are given equal masks and noise return equal vectors, to float tolerance: a test pins it.
 
 For each user, for each of the plan's steps, in this order: ``noise.poisson_mask(num_windows, plan.sample_rate)``
-chooses the batch; ``noise.negatives`` gives every window its negatives, where the plan has any;
-``noise.gaussian(num_trainable, plan.noise_std)`` is added to the sum of the clipped gradients, also when the batch is
-empty; the sum is divided by ``plan.expected_batch`` and the adapter moves by the learning rate against it. Where the
-plan has weight decay, the same step also takes ``plan.decay`` times the trained numbers, as they were before it, away
-from them: a program's ``step`` does not know of it, so its host subtracts it from what the step returned.
+chooses the batch; ``noise.negatives`` gives every window its candidates, where the plan has any
+(``shared.candidates``); ``noise.gaussian(num_trainable, plan.noise_std)`` is added to the sum of the clipped gradients,
+also when the batch is empty; the sum is divided by ``plan.expected_batch`` and the adapter moves by the learning rate
+against it. Where the plan has weight decay, the same step also takes ``plan.decay`` times the trained numbers, as they
+were before it, away from them: a program's ``step`` does not know of it, so its host subtracts it from what the step
+returned.
 """
 
 from __future__ import annotations

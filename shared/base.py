@@ -28,6 +28,8 @@ def save_base_weights(path: Path, model: SASRec) -> None:
         OSError: the disk refused.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.frequencies is not None:
+        state["frequencies"] = model.frequencies.cpu()
     metadata = {"format": _FORMAT, "config": json.dumps(model.config.to_plain(), sort_keys=True)}
     write_atomic(path, save(state, metadata=metadata))
 
@@ -45,6 +47,7 @@ def load_base_weights(path: Path) -> SASRec:
         if metadata.get("format") != _FORMAT:
             raise BundleError(f"base must have format {_FORMAT}, got {metadata.get('format')!r} in {path}")
         model = SASRec(ModelConfig.from_plain(json.loads(metadata["config"])), state["content"])
+        model.frequencies = state.pop("frequencies", None)
         model.load_state_dict(state)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise BundleError(f"base must be readable safetensors, got {path}: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
+from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
 
 __all__ = [
@@ -120,8 +121,8 @@ class WindowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The public numbers of one local training.
+class Plan(ObjectiveConfig):
+    """The public numbers of one local training; those of its objective are ``ObjectiveConfig``'s.
 
     Args:
         steps: T, gradient steps.
@@ -130,7 +131,6 @@ class Plan:
         expected_batch: the public number that every gradient sum is divided by; never the user's own count.
         clip_norm: C, the bound on each window's gradient norm; infinity means no bound.
         noise_multiplier: sigma = standard deviation of the noise on the gradient sum, divided by C.
-        num_negatives: random items per window that stand for the catalogue in the softmax; 0 is the whole catalogue.
         weight_decay: every step also shrinks what is trained by learning_rate * weight_decay of itself, towards the
             base. Decoupled: it is outside of clipping and noise, and as it reads no data it costs no privacy.
     """
@@ -141,10 +141,10 @@ class Plan:
     expected_batch: float = 1.0
     clip_norm: float = math.inf
     noise_multiplier: float = 0.0
-    num_negatives: int = 0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.steps >= 1, "steps must be at least 1", steps=self.steps)
         require(0 < self.learning_rate < math.inf, "learning_rate must be positive", learning_rate=self.learning_rate)
         require(0 < self.sample_rate <= 1, "sample_rate must be in (0, 1]", sample_rate=self.sample_rate)
@@ -152,7 +152,6 @@ class Plan:
             0 < self.expected_batch < math.inf, "expected_batch must be positive", expected_batch=self.expected_batch
         )
         require(self.clip_norm > 0, "clip_norm must be positive", clip_norm=self.clip_norm)
-        require(self.num_negatives >= 0, "num_negatives must not be negative", num_negatives=self.num_negatives)
         require(self.weight_decay >= 0, "weight_decay must not be negative", weight_decay=self.weight_decay)
         require(
             self.decay < 1,
@@ -168,6 +167,11 @@ class Plan:
         require(
             self.noise_multiplier == 0 or math.isfinite(self.clip_norm),
             "clip_norm must be finite where noise is added",
+            clip_norm=self.clip_norm,
+        )
+        require(
+            self.negatives != "in-batch" or math.isinf(self.clip_norm),
+            "negatives must not be in-batch where windows are clipped: a window's gradient would depend on the others",
             clip_norm=self.clip_norm,
         )
 

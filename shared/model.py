@@ -63,14 +63,19 @@ class SASRec(nn.Module):
     Args:
         config: the shape.
         content: (num_items + 1, content_dim) content vectors; row 0 is padding and must be zero.
+
+    ``frequencies`` says how often public users chose each item, (num_items + 1,), where that is known. Samplers of
+    negatives read it; it takes no part in any score and is not in the state dict, so not in the base's hash either.
     """
 
     content: Tensor
+    frequencies: Tensor | None
 
     def __init__(self, config: ModelConfig, content: Tensor) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("content", content)
+        self.register_buffer("frequencies", None, persistent=False)
         num_rows, content_dim = content.shape
         self.item_embedding = nn.Embedding(num_rows, config.dim, padding_idx=0)
         self.content_projection = nn.Linear(content_dim, config.dim, bias=False)

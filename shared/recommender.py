@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ownlet.shared.errors import require
 from ownlet.shared.model import SASRec
 
-__all__ = ["Recommender", "ScoredModule", "Scoring", "last_scores", "module_of", "scores"]
+__all__ = ["Recommender", "ScoredModule", "Scoring", "known_frequencies", "last_scores", "module_of", "scores"]
 
 Scoring = Callable[[nn.Module, Tensor], Tensor]
 """Maps (module, history (batch, length)) to scores (batch, length, num_items + 1)."""
@@ -110,3 +112,9 @@ def module_of(model: Recommender) -> nn.Module:
     require(isinstance(model, nn.Module), "model must be a torch.nn.Module", model=type(model).__name__)
     assert isinstance(model, nn.Module)  # for the type checker
     return model
+
+
+def known_frequencies(model: Recommender) -> NDArray[np.int64] | None:
+    """Return how often public users chose each item, (num_items + 1,), where the model says it in ``frequencies``."""
+    found = getattr(module_of(model), "frequencies", None)
+    return None if found is None else found.numpy(force=True)

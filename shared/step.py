@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.candidates import Candidates
 from ownlet.shared.lora import applied
-from ownlet.shared.objectives import softmax_loss
+from ownlet.shared.objectives import training_loss
 from ownlet.shared.recommender import Recommender, module_of, scores
 
 __all__ = ["clip_factors", "dp_sgd_step", "factors_of", "window_gradients", "window_leaves"]
@@ -53,6 +54,8 @@ def window_gradients(
     target: Tensor,
     valid: Tensor,
     context: Tensor | None = None,
+    *,
+    candidates: Candidates | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return every window's loss and gradient with respect to its own adapter.
 
@@ -64,13 +67,14 @@ def window_gradients(
         target: (batch, length) item numbers.
         valid: (batch, length) float, 1 where the target counts.
         context: (batch, length, fields) rows of the context of each position, where the base reads any.
+        candidates: what stands for the catalogue; None is the full softmax.
 
     Returns:
         losses (batch,) and gradients (batch, num_trainable), both detached.
     """
     weights, leaves = window_leaves(spec, vectors, history.shape[0])
     with torch.enable_grad(), applied(module_of(model), weights):
-        losses = softmax_loss(scores(model, history, context), target, valid)
+        losses = training_loss(scores(model, history, context), target, valid, candidates)
         gradients = torch.autograd.grad(losses.sum(), leaves)
     return losses.detach(), torch.cat([g.flatten(1) for g in gradients], dim=1)
 
@@ -97,6 +101,8 @@ def dp_sgd_step(
     clip: Tensor,
     rate: Tensor,
     context: Tensor | None = None,
+    *,
+    candidates: Candidates | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step of DP-SGD on the adapter's trainable suffix.
 
@@ -114,12 +120,13 @@ def dp_sgd_step(
         clip: () C.
         rate: () learning rate divided by the plan's expected batch.
         context: (batch, length, fields) rows of the context of each position, where the base reads any.
+        candidates: what stands for the catalogue; None is the full softmax.
 
     Returns:
         the new vector (P,), losses (batch,) and gradient norms (batch,). The last two are private: they stay where
         the data is.
     """
-    losses, gradients = window_gradients(model, spec, vector, history, target, valid, context)
+    losses, gradients = window_gradients(model, spec, vector, history, target, valid, context, candidates=candidates)
     factors, norms = clip_factors(gradients, clip)
     total = factors @ gradients + noise  # (num_trainable,)
     frozen, trainable = vector[: spec.trainable.start], vector[spec.trainable]

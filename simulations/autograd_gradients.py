@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.candidates import Candidates
 from ownlet.shared.lora import applied
 from ownlet.shared.model import SASRec
 from ownlet.shared.step import window_leaves
@@ -56,14 +57,14 @@ class AutogradGradients:
         return Batch(history=history, target=target, valid=valid, context=context)
 
     def __call__(
-        self, batch: Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None
+        self, batch: Batch, own: Tensor, owner: Tensor, candidates: Candidates | None = None
     ) -> list[tuple[slice, Tensor]]:
         """Return the gradient of each window at its owner's vector; see ``cohort.WindowGradients``."""
         vectors = torch.cat([self._frozen.expand(len(owner), -1), own[owner]], dim=1)  # (windows, P)
         weights, leaves = window_leaves(self._spec, vectors, len(owner))
         with torch.enable_grad(), applied(self._model, weights):
             hidden = self._model.encode(batch.history, self._items, batch.context)  # (windows, length, d)
-            to_hidden = self._softmax(hidden.detach(), batch.target, batch.valid, negatives)
+            to_hidden = self._softmax(hidden.detach(), batch.target, batch.valid, candidates)
             gradients = torch.autograd.grad(hidden, leaves, to_hidden)
         parts, at = [], 0
         for gradient in gradients:

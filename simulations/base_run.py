@@ -19,6 +19,7 @@ from ownlet.shared.metrics import Metric, summarise
 from ownlet.shared.splits import leave_one_out
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
+from ownlet.simulations.genres import GenreHead, genre_hit_rate, usual_genre_hit_rate
 from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.pretrain import Epoch, PretrainConfig, pretrain, save_base
 from ownlet.simulations.progress import Progress
@@ -79,6 +80,7 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
     """
     started = time.monotonic()
     task = _public_task(config) if config.users == "public" else _leave_one_out_task(config)
+    head = GenreHead(task.items, config.model.dim) if config.recipe.genre_weight else None
     rows: list[dict[str, object]] = []
     with progress.stage(f"base on {len(task.histories)} users", config.recipe.max_epochs) as step:
 
@@ -93,10 +95,11 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
             replace(config.model, context=task.fields),
             config.recipe,
             context=task.context,
+            head=head,
             checkpoint=folder.path / "pretrain.ckpt",
             on_epoch=on_epoch,
         )
-    save_base(folder.path / "base.pt", model, task.items)
+    save_base(folder.path / "base.pt", model, task.items, head)
     folder.write_metrics(rows)
     ranks = {
         "popular": scorer_ranks(most_popular(task.histories, len(task.items)), task.test),
@@ -104,12 +107,15 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
         "base": model_ranks(model, task.test),
     }
     quality = {label: summarise(found) for label, found in ranks.items()}
-    summary = {
+    summary: dict[str, object] = {
         "command": "pretrain",
         "seconds": time.monotonic() - started,
         "data": task.facts,
         "quality": {label: plain_metrics(metrics) for label, metrics in quality.items()},
     }
+    if head is not None:
+        usual = usual_genre_hit_rate(head, task.histories, task.test)
+        summary["genre_hit_rate"] = {"head": genre_hit_rate(model, head, task.test), "most_frequent": usual}
     folder.write_summary(summary)
     return quality
 

@@ -1,16 +1,17 @@
-"""The gradient of the softmax losses over a catalogue with respect to hidden states, in closed form.
+"""The gradient of losses over a catalogue with respect to hidden states, in closed form.
 
 For scores ``h Eᵀ`` the gradient of the full softmax is ``(softmax(h Eᵀ) - onehot) E``, weighted by 1 / (valid positions
-of the window). Written out, no score of padding is computed and no table of all scores is kept. With negatives the sum
-over the catalogue is an estimate from a few items that all positions of a window share.
+of the window). Written out, no score of padding is computed and no table of all scores is kept. With candidates, a few
+items that all positions of a window share, it is ``objectives.candidate_gradients`` that is taken back to the states.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from ownlet.shared.candidates import Candidates
+from ownlet.shared.objectives import candidate_gradients
 
 __all__ = ["CatalogueSoftmax"]
 
@@ -33,19 +34,18 @@ class CatalogueSoftmax:
         rows = min(512, max(32, _TABLE_NUMBERS // len(self._items)))
         self._table = torch.empty(rows, len(self._items), dtype=dtype, device=items.device)
 
-    def __call__(self, hidden: Tensor, target: Tensor, valid: Tensor, negatives: Tensor | None = None) -> Tensor:
+    def __call__(self, hidden: Tensor, target: Tensor, valid: Tensor, candidates: Candidates | None = None) -> Tensor:
         """Return the gradient, (windows, length, d), 0 where not valid.
 
         Args:
             hidden: (windows, length, d).
             target: (windows, length) item numbers.
             valid: (windows, length) float, 1 where the target counts.
-            negatives: (windows, n) item numbers; None is the full softmax of ``objectives.softmax_loss``, else the
-                sampled one of ``objectives.sampled_softmax_loss``.
+            candidates: None is the full softmax of ``objectives.softmax_loss``, else ``objectives.sampled_loss``.
         """
         weight = (valid / valid.sum(-1, keepdim=True).clamp(min=1.0)).to(hidden.dtype)
-        if negatives is not None:
-            return self._sampled(hidden, target, negatives).mul_(weight.unsqueeze(-1))
+        if candidates is not None:
+            return self._sampled(hidden, target, candidates).mul_(weight.unsqueeze(-1))
         flat, answers, weights = hidden.flatten(0, 1), target.flatten() - 1, weight.flatten()
         rows = torch.nonzero(weights).squeeze(1)
         if len(rows) == len(flat):
@@ -70,13 +70,11 @@ class CatalogueSoftmax:
                 torch.mm(torch.softmax(table, -1), self._items, out=expected[part])
         return expected.sub_(self._items[answers])
 
-    def _sampled(self, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-        number = negatives.shape[1]
-        others = self._items[negatives - 1]  # (windows, n, d)
+    def _sampled(self, hidden: Tensor, target: Tensor, candidates: Candidates) -> Tensor:
+        others = self._items[candidates.items - 1]  # (windows, n, d)
         answers = self._items[target.clamp(min=1) - 1]  # (windows, length, d)
-        scores = torch.bmm(hidden, others.mT).add_(math.log((len(self._items) - 1) / number))  # (windows, length, n)
-        scores.masked_fill_(negatives.unsqueeze(1) == target.unsqueeze(2), -torch.inf)
-        right = (hidden * answers).sum(-1, keepdim=True)  # (windows, length, 1)
-        chances = torch.softmax(torch.cat([right, scores], -1), -1)
-        gradient = torch.bmm(chances[..., 1:], others)
-        return gradient.add_(answers * (chances[..., :1] - 1))
+        negative = torch.bmm(hidden, others.mT)  # (windows, length, n)
+        positive = (hidden * answers).sum(-1, keepdim=True)  # (windows, length, 1)
+        kept = candidates.kept(target, negative)
+        to_positive, to_negative = candidate_gradients(candidates, positive, negative, kept)
+        return torch.bmm(to_negative, others).add_(answers * to_positive)

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.candidates import Candidates, CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.probe import check_adapter, check_recommender
-from ownlet.shared.recommender import Recommender, module_of
+from ownlet.shared.recommender import Recommender, known_frequencies, module_of
 from ownlet.shared.step import factors_of
 from ownlet.shared.windows import Windows, WindowStack, stack_windows
 from ownlet.simulations.autograd_gradients import AutogradGradients
@@ -53,7 +54,7 @@ class WindowGradients(Protocol):
         ...
 
     def __call__(
-        self, batch: Any, own: Tensor, owner: Tensor, negatives: Tensor | None = None
+        self, batch: Any, own: Tensor, owner: Tensor, candidates: Candidates | None = None
     ) -> list[tuple[slice, Tensor]]:
         """Return the gradient of each window at its owner's vector, as parts of a table (windows, num_trainable).
 
@@ -61,7 +62,7 @@ class WindowGradients(Protocol):
             batch: the windows.
             own: (users, num_trainable) what is trained.
             owner: (windows,) the user of each window.
-            negatives: (windows, n) item numbers of a sampled softmax; None is the full one.
+            candidates: what stands for the catalogue; None is the full softmax.
 
         Returns:
             columns and their values; the next call may overwrite them.
@@ -127,6 +128,7 @@ class CohortEngine:
         trained[:] = vector
         if len(users) == 0:
             return trained
+        self.check_plan(plan)
         stack = stack_windows(users)
         start = torch.from_numpy(vector).to(self._device)
         free = self._gradients(start)
@@ -143,6 +145,13 @@ class CohortEngine:
             for done in [pool.submit(train_chunk, chunk) for chunk in self._chunks(stack)]:
                 done.result()
         return trained
+
+    def check_plan(self, plan: Plan) -> None:
+        """Raise ConfigError where the plan's negatives need to know how frequent items are and the base does not."""
+        self._sampler(plan)
+
+    def _sampler(self, plan: Plan) -> CandidateSampler:
+        return CandidateSampler(plan, self._model.num_items, known_frequencies(self._model))
 
     def _gradients(self, start: Tensor) -> SimpleQueue[WindowGradients]:
         """Return one ``WindowGradients`` per thread."""
@@ -191,10 +200,11 @@ class CohortEngine:
             (rows, gradients.batch(*self._tensors(stack.windows[rows]))) for rows in self._batches(stack.windows)
         ]
         own = start[self._spec.trainable].repeat(len(stack), 1)  # (users, num_trainable)
+        sampler = self._sampler(plan) if plan.num_negatives else None
         for _ in range(plan.steps):
             masks = [noise.poisson_mask(n, plan.sample_rate) for n, noise in zip(stack.counts, noises, strict=True)]
             drawn = np.concatenate(masks)  # (windows,)
-            negatives = self._negatives(stack.counts, plan.num_negatives, noises)
+            candidates = None if sampler is None else self._candidates(sampler, stack, masks, noises)
             total = torch.zeros_like(own)
             for rows, batch in batches:
                 kept = np.flatnonzero(drawn[rows])
@@ -202,7 +212,7 @@ class CohortEngine:
                     continue
                 at = torch.from_numpy(rows[kept]).to(self._device)
                 chosen = batch if len(kept) == len(rows) else batch[torch.from_numpy(kept).to(self._device)]
-                parts = gradients(chosen, own, owner[at], None if negatives is None else negatives[at])
+                parts = gradients(chosen, own, owner[at], None if candidates is None else candidates[at])
                 _add_clipped(total, owner[at], parts, plan.clip_norm)
             if plan.noise_std:
                 size = self._spec.num_trainable
@@ -211,13 +221,16 @@ class CohortEngine:
             own.mul_(1 - plan.decay).sub_(total, alpha=plan.learning_rate / plan.expected_batch)
         return own
 
-    def _negatives(self, counts: NDArray[np.int64], number: int, noises: Sequence[NoiseSource]) -> Tensor | None:
-        """Draw each user's negatives, (windows, number), or None where the softmax is full."""
-        if number == 0:
-            return None
-        num_items = self._model.num_items
-        drawn = [noise.negatives(int(n), number, num_items) for n, noise in zip(counts, noises, strict=True)]
-        return torch.from_numpy(np.concatenate(drawn)).to(self._device)
+    def _candidates(
+        self,
+        sampler: CandidateSampler,
+        stack: WindowStack,
+        masks: Sequence[NDArray[np.bool_]],
+        noises: Sequence[NoiseSource],
+    ) -> Candidates:
+        """Draw each user's candidates, of all windows of the chunk."""
+        drawn = [sampler.draw(noise, of, mask) for noise, of, mask in zip(noises, stack, masks, strict=True)]
+        return sampler.candidates(np.concatenate(drawn)).to(self._device)
 
     def _tensors(self, windows: Windows) -> list[Tensor]:
         """Return history, target and valid, and context where there is any."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.candidates import Candidates
 from ownlet.shared.lora import applied
-from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
+from ownlet.shared.objectives import softmax_loss, training_loss
 from ownlet.shared.recommender import Recommender, module_of, scores
 from ownlet.shared.step import window_leaves
 from ownlet.simulations.autograd_gradients import Batch
@@ -41,17 +42,14 @@ class ModelGradients:
         return Batch(history=history, target=target, valid=valid, context=context)
 
     def __call__(
-        self, batch: Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None
+        self, batch: Batch, own: Tensor, owner: Tensor, candidates: Candidates | None = None
     ) -> list[tuple[slice, Tensor]]:
         """Return the gradient of each window at its owner's vector; see ``cohort.WindowGradients``."""
         vectors = torch.cat([self._frozen.expand(len(owner), -1), own[owner]], dim=1)  # (windows, P)
         weights, leaves = window_leaves(self._spec, vectors, len(owner))
         with torch.enable_grad(), applied(module_of(self._model), weights):
             table = scores(self._model, batch.history, batch.context)  # (windows, length, num_items + 1)
-            if negatives is None:
-                losses = softmax_loss(table, batch.target, batch.valid)
-            else:
-                losses = sampled_softmax_loss(table, batch.target, batch.valid, negatives)
+            losses = training_loss(table, batch.target, batch.valid, candidates)
             gradients = torch.autograd.grad(losses.sum(), leaves)
         parts, at = [], 0
         for gradient in gradients:

@@ -1,14 +1,11 @@
-"""Trains the base once, on public users, with full cross-entropy over the catalogue.
+"""Trains the base once, on public users; ``simulations.base_loss`` says what it minimises.
 
-Full cross-entropy with early stopping is what makes SASRec strong (Klenitskiy and Vasilev 2023,
-https://arxiv.org/abs/2309.07602). A run leaves a checkpoint after every epoch and continues from it to the same result.
+A run leaves a checkpoint after every epoch and continues from it to the same result.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,20 +18,21 @@ from torch import Tensor, nn
 
 from ownlet.shared.config import ModelConfig
 from ownlet.shared.errors import ConfigError, DataError, require
-from ownlet.shared.interactions import History, Item
+from ownlet.shared.interactions import History
 from ownlet.shared.model import SASRec
+from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES, schedule_factor
-from ownlet.shared.store import write_atomic
+from ownlet.simulations.base_file import load_base, load_catalogue, read_saved, save_base, write_saved
+from ownlet.simulations.base_loss import BaseLoss, item_frequencies
 from ownlet.simulations.evaluate import Cases, mean_ndcg
+from ownlet.simulations.genres import GenreHead
 
 __all__ = ["Epoch", "PretrainConfig", "load_base", "load_catalogue", "pretrain", "save_base"]
 
-_FORMAT = "ownlet-base-1"
-
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """How the base is trained.
+class PretrainConfig(ObjectiveConfig):
+    """How the base is trained; the fields of its objective are ``ObjectiveConfig``'s.
 
     Args:
         max_epochs: the most passes over the users.
@@ -45,7 +43,8 @@ class PretrainConfig:
         warmup_steps: linear warm-up before it.
         weight_decay: of matrices and embeddings, not of norms and biases.
         gradient_clip: largest L2 norm of a step's gradient; infinity means no bound.
-        seed: of initialisation, order and dropout.
+        genre_weight: what the loss of the next item's genres is multiplied by; 0 trains no head for it.
+        seed: of initialisation, order, dropout and negatives.
     """
 
     max_epochs: int = 60
@@ -56,14 +55,16 @@ class PretrainConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
+    genre_weight: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_epochs", "patience", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
         for name in ("learning_rate", "gradient_clip"):
             require(getattr(self, name) > 0, f"{name} must be positive", **{name: getattr(self, name)})
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "genre_weight"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
 
@@ -96,6 +97,7 @@ def pretrain(
     config: PretrainConfig,
     *,
     context: Sequence[NDArray[np.int64]] | None = None,
+    head: GenreHead | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> SASRec:
@@ -109,29 +111,34 @@ def pretrain(
         config: the recipe.
         context: per history (events, fields), rows from ``shared.context`` of the moment of each event, where the base
             reads any.
+        head: of the next genre, trained in place; needed where ``genre_weight`` is positive, and nowhere else.
         checkpoint: file for resuming; removed by nobody, refused if it belongs to other settings.
         on_epoch: called after each epoch; when a training is continued, first for those that are done already.
 
     Raises:
         DataError: no history has two events.
-        ConfigError: the checkpoint was written with other settings, or a base that reads context got none.
+        ConfigError: the checkpoint was written with other settings, a base that reads context got none, or a weight
+            without a head.
     """
     require((context is not None) == bool(model_config.context), "context must be given where the base reads any")
+    require((head is not None) == (config.genre_weight > 0), "head must be given with genre_weight", head=head)
     taught = [user for user, history in enumerate(histories) if len(history) >= 2]
     if not taught:
         raise DataError("training needs a history of at least two events, got none")
     examples = [_Example(histories[user], context[user] if context is not None else None) for user in taught]
     torch.manual_seed(config.seed)
     model = SASRec(model_config, torch.from_numpy(content))
-    optimizer = _optimizer(model, config)
+    model.frequencies = torch.from_numpy(item_frequencies([example.events for example in examples], model.num_items))
+    trained = nn.ModuleList([model] if head is None else [model, head])
+    optimizer = _optimizer(trained, config)
     steps_per_epoch = math.ceil(len(examples) / config.batch_size)
     schedule = _schedule(optimizer, config, steps_per_epoch)
     settings = {"model": model_config.to_plain(), "recipe": asdict(config), "users": len(examples)}
-    best, best_state, since_best = -1.0, _copy(model), 0
+    best, best_state, since_best = -1.0, _copy(trained), 0
     epochs: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
         saved = _load_checkpoint(checkpoint, settings)
-        model.load_state_dict(saved["model"])
+        trained.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"])
@@ -142,17 +149,17 @@ def pretrain(
     for number in range(len(epochs) + 1, config.max_epochs + 1):
         if since_best >= config.patience:
             break
-        loss = _train_epoch(model, examples, optimizer, schedule, config, number)
+        loss = _train_epoch(trained, examples, optimizer, schedule, config, number)
         model.eval()
         score = mean_ndcg(model, validation)
         since_best += 1
         if score > best:
-            best, best_state, since_best = score, _copy(model), 0
+            best, best_state, since_best = score, _copy(trained), 0
         epochs.append(Epoch(number=number, loss=loss, ndcg=score, best=since_best == 0))
         if checkpoint is not None:
             state = {
                 "settings": settings,
-                "model": model.state_dict(),
+                "model": trained.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
@@ -161,33 +168,36 @@ def pretrain(
                 "since_best": since_best,
                 "epochs": [asdict(epoch) for epoch in epochs],
             }
-            _save(checkpoint, state)
+            write_saved(checkpoint, state)
         on_epoch(epochs[-1])
-    model.load_state_dict(best_state)
-    return model.eval()
+    trained.load_state_dict(best_state)
+    trained.eval()
+    return model
 
 
 def _train_epoch(
-    model: SASRec,
+    trained: nn.ModuleList,
     examples: Sequence[_Example],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     config: PretrainConfig,
     number: int,
 ) -> float:
-    model.train()
+    trained.train()
+    model, head = trained[0], trained[1] if len(trained) > 1 else None
+    assert isinstance(model, SASRec)
+    assert head is None or isinstance(head, GenreHead)
+    weight = config.genre_weight
+    loss_of = BaseLoss(config, model, seed=config.seed, epoch=number, head=head, genre_weight=weight)
     total, count = 0.0, 0
     for rows, target, context in _batches(examples, config, model.config.max_length, number):
-        real = target > 0
-        items = model.item_vectors()
-        hidden = model.encode(rows, items, context)[real]  # (targets, d): no work on padding
-        loss = nn.functional.cross_entropy(hidden @ items[1:].T, target[real] - 1)
+        loss, size = loss_of(rows, target, context), int((target > 0).sum())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        nn.utils.clip_grad_norm_(trained.parameters(), config.gradient_clip)
         optimizer.step()
         schedule.step()
-        total, count = total + float(loss.detach()) * int(real.sum()), count + int(real.sum())
+        total, count = total + float(loss.detach()) * size, count + size
     return total / count
 
 
@@ -243,59 +253,8 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
 def _load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    saved = _read(path, "checkpoint")
+    saved = read_saved(path, "checkpoint")
     if saved.get("settings") != settings:
         raise ConfigError(f"checkpoint must have been written with the same settings, got others in {path}")
-    return saved
-
-
-def _read(path: Path, what: str) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
-        raise DataError(f"{what} must be a readable file, got {path}: {error}") from error
-    if not isinstance(saved, dict):
-        raise DataError(f"{what} must be a file that ownlet wrote, got {path}")
-    return saved
-
-
-def save_base(path: Path, model: SASRec, items: Sequence[Item] = ()) -> None:
-    """Write a base and the catalogue that its item numbers mean to one file, atomically."""
-    catalogue = [asdict(item) for item in items]
-    state = {"format": _FORMAT, "config": model.config.to_plain(), "state": model.state_dict(), "items": catalogue}
-    _save(path, state)
-
-
-def load_base(path: Path) -> SASRec:
-    """Read the base that ``save_base`` wrote, in eval mode.
-
-    Raises:
-        DataError: the file is missing or is not a base.
-    """
-    saved = _load_base(path)
-    model = SASRec(ModelConfig.from_plain(saved["config"]), saved["state"]["content"])
-    model.load_state_dict(saved["state"])
-    return model.eval()
-
-
-def load_catalogue(path: Path) -> tuple[Item, ...]:
-    """Read the catalogue that ``save_base`` wrote.
-
-    Raises:
-        DataError: the file is missing or is not a base.
-    """
-    return tuple(Item.of(item) for item in _load_base(path)["items"])
-
-
-def _load_base(path: Path) -> dict[str, Any]:
-    saved = _read(path, "base")
-    if saved.get("format") != _FORMAT:
-        raise DataError(f"base must have format {_FORMAT}, got another in {path}")
     return saved

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.candidates import Candidates
 from ownlet.shared.lora import LoRALinear
 from ownlet.shared.model import SASRec
 from ownlet.simulations.catalogue_softmax import CatalogueSoftmax
@@ -188,7 +189,7 @@ class SASRecGradients:
         first = nn.functional.linear(_normalise(x)[0], attention.weight, attention.bias)
         return Batch(x=x, first=first, target=target, valid=valid)
 
-    def __call__(self, batch: Batch, own: Tensor, owner: Tensor, negatives: Tensor | None = None) -> Gradients:
+    def __call__(self, batch: Batch, own: Tensor, owner: Tensor, candidates: Candidates | None = None) -> Gradients:
         """Return the gradient of each window's loss at its owner's vector; see ``cohort.WindowGradients``."""
         shape = (batch.target.shape[0], batch.target.shape[1])
         shared, gradients = self._shared, Gradients()
@@ -200,7 +201,7 @@ class SASRecGradients:
             first = batch.first if number == shared.first_block else None
             x, tapes[number] = self._forward(number, x, first, own, shape)
         hidden, mean, rstd = torch.native_layer_norm(x, x.shape[1:], shared.final_gain, shared.final_bias, 1e-5)
-        g = self._softmax(hidden.unflatten(0, shape), batch.target, batch.valid, negatives).flatten(0, 1)
+        g = self._softmax(hidden.unflatten(0, shape), batch.target, batch.valid, candidates).flatten(0, 1)
         g = _norm_backward(g, _Normal(x, mean, rstd), shared.final_gain)
         for number, tape in reversed(tapes.items()):
             g = self._backward(number, tape, g, own, gradients, shape)

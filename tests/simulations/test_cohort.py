@@ -10,6 +10,7 @@ from ownlet.shared.adapter import hash_state, initial_adapter
 from ownlet.shared.config import ModelConfig, Plan, WindowConfig
 from ownlet.shared.context import ContextField
 from ownlet.shared.delta import clip_to_norm
+from ownlet.shared.errors import ConfigError
 from ownlet.shared.lora import attach
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
@@ -19,6 +20,7 @@ from ownlet.simulations.cohort import CohortEngine
 
 WINDOWS = WindowConfig(window_length=6)
 NOISY = Plan(steps=3, learning_rate=0.2, sample_rate=0.6, expected_batch=2.0, clip_norm=0.05, noise_multiplier=0.8)
+OBJECTIVES = ("softmax", "bpr", "bce", "listnet", "lambda")
 PLAIN = Plan(steps=3, learning_rate=0.2)
 DECAYED = replace(NOISY, weight_decay=0.7)
 
@@ -137,15 +139,51 @@ def test_every_choice_of_layers_is_differentiated_right(targets):
     np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("train_a", [False, True])
-def test_sampled_negatives_are_those_of_the_opacus_engine(train_a):
+@pytest.mark.parametrize(
+    ("objective", "negatives", "train_a"),
+    [(o, n, False) for o in OBJECTIVES for n in ("uniform", "popularity", "hard", "in-batch")]
+    + [(o, "hard", True) for o in OBJECTIVES],
+)
+def test_every_objective_is_that_of_the_opacus_engine(objective, negatives, train_a):
     model, spec, vector = setup(train_a)
-    users, plan = some_users(9), replace(NOISY, num_negatives=7)
-    expected = OpacusEngine(model, spec).train(vector, users, plan, sources(9))
-    got = CohortEngine(model, spec).train(vector, users, plan, sources(9))
-    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6)
-    full = CohortEngine(model, spec).train(vector, users, NOISY, sources(9))
+    model.frequencies = torch.arange(31)
+    users, plan = some_users(5), PLAIN if negatives == "in-batch" else NOISY
+    full = CohortEngine(model, spec).train(vector, users, plan, sources(5))
+    plan = replace(plan, objective=objective, num_negatives=7, negatives=negatives)
+    expected = OpacusEngine(model, spec).train(vector, users, plan, sources(5))
+    got = CohortEngine(model, spec).train(vector, users, plan, sources(5))
+    scale = max(1.0, np.abs(expected - vector).max())
+    np.testing.assert_allclose(got - vector, expected - vector, rtol=1e-4, atol=2e-6 * scale)
     assert np.abs(got - full).max() > 1e-3
+
+
+def test_a_windows_gradient_depends_on_that_window_alone():
+    """Clipping and noise promise something because nobody else's window moves what a window contributes."""
+    model, spec, vector = setup()
+    users = some_users(2)
+    for objective, negatives in (("softmax", "popularity"), ("bpr", "hard"), ("lambda", "uniform")):
+        model.frequencies = torch.arange(31)
+        plan = Plan(objective=objective, num_negatives=5, negatives=negatives, steps=1)
+        windows = next(user for user in users if len(user) >= 2)
+        other = cut_windows(np.arange(1, 25), WINDOWS)[: len(windows)]
+        changed = replace(windows, **{name: getattr(windows, name).copy() for name in ("history", "target", "valid")})
+        for name in ("history", "target", "valid"):
+            getattr(changed, name)[1:] = getattr(other, name)[1 : len(windows)]
+        first = [replace(w, valid=w.valid * (np.arange(len(w)) == 0)[:, None]) for w in (windows, changed)]
+        engine = CohortEngine(model, spec)
+        one, two = (engine.train(vector, [w], plan, sources(1)) for w in first)
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-8)
+        assert np.abs(one - vector).max() > 1e-4
+
+
+def test_a_base_that_does_not_know_its_items_frequencies_is_refused():
+    model, spec, vector = setup()
+    plan = replace(NOISY, num_negatives=5, negatives="popularity")
+    for engine in (CohortEngine(model, spec), OpacusEngine(model, spec)):
+        with pytest.raises(ConfigError, match="does not know how frequent items are"):
+            engine.check_plan(plan)
+        with pytest.raises(ConfigError, match="does not know how frequent items are"):
+            engine.train(vector, some_users(2), plan, sources(2))
 
 
 def test_scores_too_large_for_a_bare_exponential_are_right_too():

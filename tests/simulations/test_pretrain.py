@@ -90,6 +90,41 @@ def test_a_saved_base_is_the_same_base_with_its_catalogue(setting, tmp_path):
     assert load_catalogue(tmp_path / "base.pt") == setting.data.items
 
 
+def test_a_saved_base_knows_how_frequent_its_items_are(setting, tmp_path):
+    model, _ = train(setting, epochs=1)
+    counts = np.bincount(np.concatenate(setting.public), minlength=setting.data.num_items + 1)
+    save_base(tmp_path / "base.pt", model, setting.data.items)
+    np.testing.assert_array_equal(load_base(tmp_path / "base.pt").frequencies.numpy(), counts)
+
+
+@pytest.mark.parametrize("negatives", ["uniform", "popularity", "in-batch", "hard"])
+@pytest.mark.parametrize("objective", ["softmax", "bpr", "bce", "listnet", "lambda"])
+def test_every_objective_lowers_its_loss_and_draws_the_same_again(setting, objective, negatives):
+    settings = {"objective": objective, "negatives": negatives, "num_negatives": 8, "epochs": 2}
+    model, epochs = train(setting, **settings)
+    again, _ = train(setting, **settings)
+    if objective == "lambda":  # whose weights change with the ranking, so its value says little
+        assert epochs[1].ndcg > epochs[0].ndcg
+    else:
+        assert epochs[1].loss < epochs[0].loss
+    assert hash_state(model.state_dict()) == hash_state(again.state_dict())
+
+
+def test_an_interrupted_training_draws_the_negatives_that_it_would_have_drawn(setting, tmp_path):
+    settings = {"objective": "bce", "num_negatives": 4, "max_epochs": 2, "warmup_steps": 5}
+    whole, _ = train(setting, **settings)
+
+    def stop(epoch):
+        raise KeyboardInterrupt
+
+    arguments = (setting.public, setting.validation, content_vectors(setting.data.items), SMALL)
+    recipe = PretrainConfig(**settings, learning_rate=5e-3)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(*arguments, recipe, checkpoint=tmp_path / "c", on_epoch=stop)
+    resumed = pretrain(*arguments, recipe, checkpoint=tmp_path / "c")
+    assert hash_state(resumed.state_dict()) == hash_state(whole.state_dict())
+
+
 def test_a_file_that_is_not_a_base_is_refused(tmp_path):
     (tmp_path / "text").write_text("hello")
     torch.save({"other": 1}, tmp_path / "other")

@@ -1,0 +1,99 @@
+"""What the base minimises in a batch: the next item by any objective, and beside it the next genre where asked for.
+
+Full cross-entropy is the default: it is what makes SASRec strong (Klenitskiy and Vasilev 2023,
+https://arxiv.org/abs/2309.07602). The others are those of local training (``shared.objectives``); each history has
+negatives of its own, and in-batch ones are targets of all histories of the batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ownlet.shared.candidates import CandidateSampler
+from ownlet.shared.model import SASRec
+from ownlet.shared.objective_config import ObjectiveConfig
+from ownlet.shared.objectives import candidate_losses
+from ownlet.shared.windows import Windows
+from ownlet.simulations.genres import GenreHead
+
+__all__ = ["BaseLoss", "item_frequencies"]
+
+
+def item_frequencies(histories: list[NDArray[np.int64]], num_items: int) -> NDArray[np.int64]:
+    """Count how often each item is in the histories, (num_items + 1,)."""
+    return np.bincount(np.concatenate(histories), minlength=num_items + 1)
+
+
+class _Seeded:
+    """Candidates of an epoch; a continued training draws what an uninterrupted one would have drawn."""
+
+    def __init__(self, *seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def negatives(self, windows: int, number: int, num_items: int) -> NDArray[np.int64]:
+        return self._rng.integers(1, num_items + 1, (windows, number))
+
+
+class BaseLoss:
+    """Computes the loss of batches of one epoch."""
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        model: SASRec,
+        *,
+        seed: int,
+        epoch: int,
+        head: GenreHead | None = None,
+        genre_weight: float = 0.0,
+    ) -> None:
+        """Start an epoch.
+
+        Args:
+            config: the objective of the next item.
+            model: the base; it must know its items' frequencies where the negatives need them.
+            seed: of the negatives, together with the epoch.
+            epoch: counted from 1.
+            head: of the auxiliary task; None where there is none.
+            genre_weight: what its loss is multiplied by.
+
+        Raises:
+            ConfigError: the negatives need frequencies that the base does not know.
+        """
+        frequencies = None if model.frequencies is None else model.frequencies.numpy()
+        self._model, self._head, self._genre_weight = model, head, genre_weight
+        self._sampler = CandidateSampler(config, model.num_items, frequencies)
+        self._source = _Seeded(seed, epoch, 1)
+
+    def __call__(self, rows: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the mean loss over the targets of a batch, a scalar.
+
+        Args:
+            rows: (batch, length) item numbers, padded on the right with 0.
+            target: (batch, length) the item after each position, 0 for none.
+            context: (batch, length, fields) of the moment of each question, where the base reads any.
+        """
+        real = target > 0
+        items = self._model.item_vectors()
+        states = self._model.encode(rows, items, context)  # (batch, length, d)
+        hidden = states[real]  # (targets, d): no work on padding
+        if self._sampler.config.num_negatives == 0:
+            loss = nn.functional.cross_entropy(hidden @ items[1:].T, target[real] - 1)
+        else:
+            loss = self._sampled(states, items, rows, target)[real].mean()
+        if self._head is None:
+            return loss
+        return loss + self._genre_weight * self._head.loss(hidden, target[real])
+
+    def _sampled(self, states: Tensor, items: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+        """Return the loss at every position, (batch, length); anything where there is no target."""
+        valid = (target > 0).float().numpy()
+        windows = Windows(history=rows.numpy(), target=target.numpy(), valid=valid)
+        drawn = self._sampler.draw(self._source, windows, np.ones(len(windows), np.bool_))
+        candidates = self._sampler.candidates(drawn)
+        negative = torch.bmm(states, items[candidates.items].mT)  # (batch, length, n)
+        positive = (states * items[target]).sum(-1, keepdim=True)  # (batch, length, 1)
+        return candidate_losses(candidates, positive, negative, candidates.kept(target, negative.detach()))
