@@ -84,6 +84,6 @@ class Contributor:
 
     def _task(self, shared: Shared, terms: FederationConfig, until: int | None) -> Task:
         events = self._state.events(until)
-        windows = cut_windows(events.numbers, terms.windows)
+        windows = cut_windows(events.numbers, terms.windows, events.context)
         kind = f"{_KIND} {terms_identity(terms, shared)}"  # a charge pays for the terms that it was made for, only
         return Task(kind=kind, start=shared.vector, windows=windows, plan=terms.plan, until=events.last)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter
 from ownlet.shared.config import Plan
+from ownlet.shared.context import num_context_rows
 from ownlet.shared.errors import BundleError, DataError, require
 from ownlet.shared.item_table import Columns, open_item_table
 from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, Manifest, read_manifest
@@ -100,6 +101,7 @@ class ExecutorchEngine:
         """Train one adapter and yield it after each of the plan's steps; see ``device.train.LocalEngine``."""
         self.check_plan(plan)
         self._check_items(windows.history, windows.target)
+        self._check_context(windows.context)
         current, rate = self._spec.check(vector), plan.learning_rate / plan.expected_batch
         for _ in range(plan.steps):
             chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
@@ -110,23 +112,30 @@ class ExecutorchEngine:
             current = self._spec.check(stepped, what="trained adapter")
             yield current
 
-    def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(
+        self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
         """Score every item as the next one.
 
         Args:
             vector: (P,) the adapter.
             history: (num_events,) item numbers in time order; the last ``max_length`` are read.
+            context: (max(1, num_events), fields) rows of the moment after each event, the last that of the request.
 
         Returns:
             (num_items + 1,); number 0 is padding and means nothing.
 
         Raises:
-            DataError: a number that is no item.
+            DataError: a number that is no item, or no row of the context.
         """
-        return np.concatenate([np.zeros(1, np.float32), self._scores(vector, history)])
+        return np.concatenate([np.zeros(1, np.float32), self._scores(vector, history, context)])
 
     def recommend(
-        self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_] | None = None
+        self,
+        vector: Vector,
+        history: NDArray[np.int64],
+        barred: NDArray[np.bool_] | None = None,
+        context: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the best items that are not barred.
 
@@ -134,14 +143,15 @@ class ExecutorchEngine:
             vector: (P,) the adapter.
             history: (num_events,) item numbers in time order.
             barred: (num_items + 1,) marks items that are not to be recommended; by default the whole history.
+            context: as in ``score``.
 
         Returns:
             items and scores, best first, at most ``top_k`` of them; the lower number first where scores are equal.
 
         Raises:
-            DataError: a number that is no item.
+            DataError: a number that is no item, or no row of the context.
         """
-        scores = self._scores(vector, history)
+        scores = self._scores(vector, history, context)
         if barred is None:
             scores[history - 1] = -np.inf
         else:
@@ -152,10 +162,12 @@ class ExecutorchEngine:
     def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
         """Return the loss of every window, (num_windows,)."""
         self._check_items(windows.history, windows.target)
+        self._check_context(windows.context)
         batch, losses = self._manifest.batches[0], np.zeros(len(windows), np.float32)
         for at in range(0, len(windows), batch):
             part = np.arange(at, min(at + batch, len(windows)))
-            losses[part] = self._run("loss", vector, *self._rows(windows, part, batch))[0][: len(part)]
+            rows, moments = self._rows(windows, part, batch), self._moments(windows, part, batch)
+            losses[part] = self._run("loss", vector, *rows, *moments)[0][: len(part)]
         return losses
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
@@ -173,8 +185,9 @@ class ExecutorchEngine:
     ) -> Vector:
         stepped, at = vector, 0
         for batch in split_batch(len(chosen), self._manifest.batches):
-            rows = self._rows(windows, chosen[at : at + batch], batch)
-            result, _ = self._run(f"step_{batch}", vector, *rows, noise, float(clip), float(rate))
+            part = chosen[at : at + batch]
+            rows, moments = self._rows(windows, part, batch), self._moments(windows, part, batch)
+            result, _ = self._run(f"step_{batch}", vector, *rows, noise, float(clip), float(rate), *moments)
             stepped = result if at == 0 else np.add(stepped, result - vector, dtype=np.float32)
             noise, at = np.zeros_like(noise), at + batch  # noise in the first call only
         return stepped
@@ -184,14 +197,21 @@ class ExecutorchEngine:
         decayed[trained] -= np.float32(decay) * before[trained]
         return decayed
 
-    def _scores(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _scores(
+        self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
         """Return scores (num_items,); place i - 1 belongs to item i. An empty history is one padding event."""
         self._check_items(history, lowest=1)
+        self._check_context(context)
         kept = history[-self._manifest.max_length :]
         row = np.zeros((1, self._manifest.max_length), np.int64)
         row[0, : len(kept)] = kept
         length = np.array([max(1, len(kept))], np.int64)
-        (scores,) = self._run("score", self._spec.check(vector), row, length)
+        moments = []
+        if self._manifest.context:
+            longest = self._manifest.max_length
+            moments = [self._filled((1, longest), [] if context is None else [context[-longest:]])]
+        (scores,) = self._run("score", self._spec.check(vector), row, length, *moments)
         first: NDArray[np.float32] = scores[0]
         return first
 
@@ -210,6 +230,31 @@ class ExecutorchEngine:
         history[:n, :given], target[:n, :given] = windows.history[part], windows.target[part]
         valid[:n, :given] = windows.valid[part]
         return history, target, valid
+
+    def _moments(self, windows: Windows, part: NDArray[np.int64], batch: int) -> list[NDArray[np.int64]]:
+        """Return the context of at most ``batch`` windows as an argument of a method, none where it has none."""
+        if not self._manifest.context:
+            return []
+        rows = [] if windows.context is None else list(windows.context[part])
+        return [self._filled((batch, self._manifest.windows.row_length), rows)]
+
+    def _filled(self, shape: tuple[int, int], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Return (*shape, fields) with what is known in front, and unknown behind."""
+        context = np.zeros((*shape, len(self._manifest.context)), np.int64)
+        for at, known in enumerate(rows):
+            context[at, : len(known)] = known
+        return context
+
+    def _check_context(self, context: NDArray[np.int64] | None) -> None:
+        """Raise DataError unless it is rows of the base's table: the program would read on."""
+        if context is None:
+            return
+        fields, highest = len(self._manifest.context), num_context_rows(self._manifest.context) - 1
+        if context.shape[-1] != fields:
+            raise DataError(f"context must have the {fields} fields of the bundle, got {context.shape[-1]}")
+        if context.size and not (context.min() >= 0 and context.max() <= highest):
+            wrong = (int(context.min()), int(context.max()))
+            raise DataError(f"context must be of rows from 0 to {highest}, got {wrong}")
 
     def _check_items(self, *numbers: NDArray[np.int64], lowest: int = 0) -> None:
         """Raise DataError unless all are item numbers, or padding where ``lowest`` is 0: the program would read on."""

@@ -53,15 +53,28 @@ class Guard:
         return min(max(1, round(self.holdout * num_events)), max(1, row_length // 2))
 
 
-def held_out_row(events: NDArray[np.int64], held_out: int, row_length: int) -> Windows:
-    """Return one row whose valid targets are the last ``held_out`` of ``events`` (num_events,), at least 2 events."""
+def held_out_row(
+    events: NDArray[np.int64], held_out: int, row_length: int, context: NDArray[np.int64] | None = None
+) -> Windows:
+    """Return one row whose valid targets are the last ``held_out`` of ``events`` (num_events,), at least 2 events.
+
+    Args:
+        events: item numbers in time order.
+        held_out: how many of the last ones judge.
+        row_length: positions of the row.
+        context: (num_events, fields), the moment of each event, where the base reads any.
+    """
     row = events[-(row_length + 1) :]
     count = len(row) - 1
     history, target = np.zeros((1, row_length), np.int64), np.zeros((1, row_length), np.int64)
     valid = np.zeros((1, row_length), np.float32)
     history[0, :count], target[0, :count] = row[:-1], row[1:]
     valid[0, max(0, count - held_out) : count] = 1
-    return Windows(history=history, target=target, valid=valid)
+    moments = None
+    if context is not None:
+        moments = np.zeros((1, row_length, context.shape[1]), np.int64)
+        moments[0, :count] = context[len(events) - count :]
+    return Windows(history=history, target=target, valid=valid, context=moments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +131,7 @@ def watch(
     events: NDArray[np.int64],
     positions: NDArray[np.int64],
     k: int,
+    context: NDArray[np.int64] | None = None,
 ) -> str:
     """Return the outcome of each event that a recommendation could have hit, as a digit of ``Drift.outcomes``.
 
@@ -129,13 +143,15 @@ def watch(
         positions: (m,) which of them to look at; an item that the user had before is never recommended, so it is left
             out.
         k: an item among the first k is a hit.
+        context: (num_events, fields), the moment of each event, where the base reads any.
     """
     outcomes = []
     for position in positions:
         before, item = events[:position], events[position]
         if item in before:
             continue
-        hits = [_rank(engine.score(vector, before), before, int(item)) < k for vector in (personal, shared)]
+        moments = None if context is None else context[min(1, position) : position + 1]  # the last is its own
+        hits = [_rank(engine.score(vector, before, moments), before, int(item)) < k for vector in (personal, shared)]
         outcomes.append(str(hits[0] + 2 * hits[1]))
     return "".join(outcomes)
 

@@ -23,7 +23,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ownlet.device.event import Events, checked_item, checked_timestamp, decode_events, encode_event
+from ownlet.device.event import (
+    Events,
+    checked_context,
+    checked_item,
+    checked_timestamp,
+    decode_events,
+    encode_event,
+)
 from ownlet.device.history_file import can_wait, database_errors, open_database, transaction
 from ownlet.device.retention import Retention, expired
 from ownlet.shared.errors import DataError, require
@@ -70,7 +77,7 @@ class EventHistory:
             self._database.close()
             raise
 
-    def record(self, item: str, timestamp: float) -> None:
+    def record(self, item: str, timestamp: float, context: Mapping[str, str] | None = None) -> None:
         """Append an event; it is on disk when this returns.
 
         An event that is already older than the retention allows is kept until the next pruning.
@@ -78,22 +85,26 @@ class EventHistory:
         Args:
             item: the item's original id, at most 1,024 bytes in UTF-8.
             timestamp: seconds since any fixed origin; the Unix epoch where retention goes by age.
+            context: what the app says of the moment, by name; at most 1,024 bytes as JSON.
 
         Raises:
-            DataError: an item or a timestamp that breaks its rule, a full disk, or a locked file; nothing is recorded.
+            DataError: something breaks its rule, a full disk, or a locked file; nothing is recorded.
         """
-        self.record_many([(item, timestamp)])
+        self.record_many([(item, timestamp, context)])
 
-    def record_many(self, events: Iterable[tuple[str, float]]) -> None:
+    def record_many(self, events: Iterable[tuple[str, float] | tuple[str, float, Mapping[str, str] | None]]) -> None:
         """Append events in one transaction, all or none; much faster than one at a time.
 
         Args:
-            events: item and timestamp of each, as in ``record``.
+            events: item, timestamp and, where there is any, context of each, as in ``record``.
 
         Raises:
             DataError: as ``record``, for the first event that breaks a rule.
         """
-        rows = [(self._sealed(checked_item(item), checked_timestamp(timestamp)),) for item, timestamp in events]
+        rows = [
+            (self._sealed(checked_item(item), checked_timestamp(timestamp), checked_context(*context or [None])),)
+            for item, timestamp, *context in events
+        ]
         with self._lock:
             with self._writing() as database:
                 database.executemany("INSERT INTO events (event) VALUES (?)", rows)
@@ -245,8 +256,8 @@ class EventHistory:
         with self._lock, database_errors(self._path):
             return tuple(self._database.execute(query).fetchone())
 
-    def _sealed(self, item: str, timestamp: float) -> bytes:
-        plain = encode_event(item, timestamp, block_bytes=_SEALED_BLOCK_BYTES if self._seal.seals else 1)
+    def _sealed(self, item: str, timestamp: float, context: Mapping[str, str]) -> bytes:
+        plain = encode_event(item, timestamp, context, block_bytes=_SEALED_BLOCK_BYTES if self._seal.seals else 1)
         return self._seal.seal(plain, _EVENT_PURPOSE)
 
     def _sealed_value(self, key: str, value: str | None) -> bytes | None:
@@ -264,9 +275,9 @@ class EventHistory:
         query = "SELECT sequence, event FROM events WHERE sequence > ? ORDER BY sequence"
         rows = database.execute(query, (sequence,)).fetchall()
         with _damage(self._path):
-            timestamps, items = decode_events([self._seal.open(row[1], _EVENT_PURPOSE) for row in rows])
+            timestamps, items, contexts = decode_events([self._seal.open(row[1], _EVENT_PURPOSE) for row in rows])
         sequences = np.fromiter((row[0] for row in rows), np.int64, len(rows))
-        return Events(generation=generation, sequences=sequences, timestamps=timestamps, items=items)
+        return Events(generation=generation, sequences=sequences, timestamps=timestamps, items=items, contexts=contexts)
 
     def _keep_house(self) -> None:
         for step in (self._wipe, self.prune):

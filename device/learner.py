@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ownlet.device.adapters import Shared
 from ownlet.device.guard import Drift, Guard, held_out_row, watch
+from ownlet.device.timeline import KnownEvents
 from ownlet.device.train import LocalEngine
 from ownlet.device.training import Cancel, Halted, OnStep, Task, run_task
 from ownlet.device.user_state import UserState
@@ -91,7 +91,8 @@ class Learner:
         outcomes = ""
         if personal is not None:
             new = np.flatnonzero(events.sequences > drift.until)[-self._guard.window :]
-            outcomes = watch(self._engine, personal.on(shared), shared.vector, events.numbers, new, self._guard.k)
+            both = (personal.on(shared), shared.vector)
+            outcomes = watch(self._engine, *both, events.numbers, new, self._guard.k, events.context)
         drift = drift.add(outcomes, max(drift.until, events.last), self._guard.window)
         if drift.is_behind(self._guard.significance):
             self._state.personal.store.set_current(0)
@@ -113,8 +114,8 @@ class Learner:
         shared, personal = self._state.shared.current(), self._state.personal.current()
         if personal is None or personal.stands_on == shared.digest:
             return
-        events = self._state.events().numbers
-        if personal.frozen_digest == shared.frozen_digest and len(events) >= 2:
+        events = self._state.events()
+        if personal.frozen_digest == shared.frozen_digest and len(events.numbers) >= 2:
             judges, candidate = self._judges(events), personal.on(shared)
             if self._engine.loss(candidate, judges)[0] <= self._engine.loss(shared.vector, judges)[0]:
                 self._state.personal.publish(candidate, shared, {"carried_from": personal.number})
@@ -125,14 +126,15 @@ class Learner:
     def _task(self, start: Vector, plan: Plan, until: int | None) -> tuple[Task, Windows | None]:
         """Return the training and the row of events that it keeps out to be judged by; None where there are too few."""
         events = self._state.events(until)
-        judges = self._judges(events.numbers) if len(events.numbers) >= self._guard.min_events else None
+        judges = self._judges(events) if len(events.numbers) >= self._guard.min_events else None
         trained = len(events.numbers) - (0 if judges is None else _num_judging(judges))
-        windows = cut_windows(events.numbers[:trained], self._windows)
+        windows = cut_windows(events.numbers[:trained], self._windows, events.context)
         return Task(kind=_KIND, start=start, windows=windows, plan=plan, until=events.last), judges
 
-    def _judges(self, events: NDArray[np.int64]) -> Windows:
+    def _judges(self, events: KnownEvents) -> Windows:
         row_length = self._windows.row_length
-        return held_out_row(events, self._guard.num_held_out(len(events), row_length), row_length)
+        held_out = self._guard.num_held_out(len(events.numbers), row_length)
+        return held_out_row(events.numbers, held_out, row_length, events.context)
 
     def _publish_if_no_worse(
         self, vector: Vector, start: Vector, shared: Shared, plan: Plan, judges: Windows

@@ -25,7 +25,7 @@ be stopped between two steps and goes on when it is called again, so with asynci
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,13 @@ from types import TracebackType
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ownlet.device.adapters import PersonalAdapters, Shared, SharedAdapters
 from ownlet.device.budget import Budget
 from ownlet.device.contributor import Contributor
 from ownlet.device.engines import EngineName, open_engine
+from ownlet.device.event import checked_context, checked_timestamp
 from ownlet.device.guard import Drift, Guard
 from ownlet.device.history import EventHistory
 from ownlet.device.learner import Learner, TrainingReport
@@ -46,7 +48,7 @@ from ownlet.device.policy import Conditions, Policy, Reading
 from ownlet.device.release import check_terms
 from ownlet.device.retention import Retention
 from ownlet.device.state import StateFolder
-from ownlet.device.timeline import Timeline
+from ownlet.device.timeline import KnownEvents, Timeline
 from ownlet.device.training import Cancel, OnStep
 from ownlet.device.user_state import UserState
 from ownlet.shared.adapter import load_adapter
@@ -147,7 +149,7 @@ class Personalizer:
                 folder,
                 seal,
                 self._history,
-                Timeline(self._history, self._catalogue.numbers, manifest.num_items),
+                Timeline(self._history, self._catalogue.numbers, manifest.num_items, manifest.context),
                 SharedAdapters(VersionStore(folder.shared, clock=clock), bundled),
                 PersonalAdapters(VersionStore(folder.personal, clock=clock), spec, seal),
             )
@@ -225,7 +227,7 @@ class Personalizer:
         """Close the history. All state is on disk already."""
         self._history.close()
 
-    def record(self, item: str, timestamp: float | None = None) -> None:
+    def record(self, item: str, timestamp: float | None = None, context: Mapping[str, str] | None = None) -> None:
         """Remember an event; once this returns, it survives a crash.
 
         An item that the catalogue lacks is kept, and ignored until a bundle knows it.
@@ -233,11 +235,13 @@ class Personalizer:
         Args:
             item: the item's original id.
             timestamp: unix seconds; by default now.
+            context: what the app says of the moment, by name, such as ``{"device": "phone"}``; names and values that
+                the bundle does not know are kept, and ignored until one does.
 
         Raises:
-            DataError: an empty item, a timestamp that is not finite, or a disk that refuses.
+            DataError: an empty item, a timestamp that is not finite, context that is not text, or a disk that refuses.
         """
-        self._history.record(item, self._clock() if timestamp is None else timestamp)
+        self._history.record(item, self._clock() if timestamp is None else timestamp, context)
 
     def forget(self, *, item: str | None = None, before: float | None = None, user: bool = False) -> int:
         """Delete events, and everything that was made from the user's events: what was learned cannot be unlearned.
@@ -271,7 +275,13 @@ class Personalizer:
             return deleted
 
     def recommend(
-        self, k: int = 10, exclude_seen: bool = True, candidates: Sequence[str] | None = None
+        self,
+        k: int = 10,
+        exclude_seen: bool = True,
+        candidates: Sequence[str] | None = None,
+        *,
+        timestamp: float | None = None,
+        context: Mapping[str, str] | None = None,
     ) -> list[Recommendation]:
         """Return the k best items, best first; fewer where fewer are left.
 
@@ -279,10 +289,12 @@ class Personalizer:
             k: at most the bundle's ``top_k``.
             exclude_seen: leave out what the user has had.
             candidates: choose among these items only; by default among all.
+            timestamp: when they are shown, unix seconds; by default now. Read where the bundle's base reads context.
+            context: what the app says of that moment; as in ``record``.
 
         Raises:
             ConfigError: k is out of range.
-            DataError: a candidate that the catalogue lacks.
+            DataError: a candidate that the catalogue lacks, or context that is not text.
         """
         require(1 <= k <= self._manifest.top_k, f"k must be from 1 to {self._manifest.top_k}", k=k)
         timeline = self._state.timeline
@@ -292,24 +304,34 @@ class Personalizer:
             others = np.ones_like(barred)
             others[self._catalogue.numbers_of(candidates)] = False
             barred |= others
-        recent = timeline.recent(self._manifest.max_length)
-        items, scores = self._engine.recommend(self._state.serving(), recent, barred)
+        recent = timeline.latest(self._manifest.max_length)
+        asked = self._asked(recent, timestamp, context)
+        items, scores = self._engine.recommend(self._state.serving(), recent.numbers, barred, asked)
         ids, titles = self._catalogue.ids, self._catalogue.titles
         return [
             Recommendation(item=ids[number], title=titles[number], score=float(score))
             for number, score in zip(items[:k], scores[:k], strict=True)
         ]
 
-    def score(self, items: Sequence[str]) -> list[float]:
+    def score(
+        self, items: Sequence[str], *, timestamp: float | None = None, context: Mapping[str, str] | None = None
+    ) -> list[float]:
         """Return the score of each item (original id) as the user's next one; comparable within one call.
 
+        Args:
+            items: original ids.
+            timestamp: as in ``recommend``.
+            context: as in ``record``.
+
         Raises:
-            DataError: an item that the catalogue lacks.
+            DataError: an item that the catalogue lacks, or context that is not text.
         """
         numbers = self._catalogue.numbers_of(items)
         self._state.timeline.refresh()
-        recent = self._state.timeline.recent(self._manifest.max_length)
-        return [float(score) for score in self._engine.score(self._state.serving(), recent)[numbers]]
+        recent = self._state.timeline.latest(self._manifest.max_length)
+        asked = self._asked(recent, timestamp, context)
+        scores = self._engine.score(self._state.serving(), recent.numbers, asked)
+        return [float(score) for score in scores[numbers]]
 
     def train(
         self,
@@ -453,6 +475,14 @@ class Personalizer:
             has_update=state.folder.outbox.exists(),
             damaged=tuple(f"version {found.number}: {found.reason}" for found in state.personal.store.damaged()),
         )
+
+    def _asked(
+        self, recent: KnownEvents, timestamp: float | None, context: Mapping[str, str] | None
+    ) -> NDArray[np.int64] | None:
+        """Return the moment after each event and that of the request; None where the base reads none."""
+        said = checked_context(context)
+        second = checked_timestamp(self._clock() if timestamp is None else timestamp)
+        return recent.moments.asked(second, said) if recent.moments.fields else None
 
     def _check_eligible(self, kind: Literal["personal", "update"]) -> None:
         reasons = self._refusals(kind)

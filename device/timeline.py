@@ -8,6 +8,7 @@ deletion, which the history's generation tells.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from ownlet.device.event import Events
 from ownlet.device.history import EventHistory
+from ownlet.device.moments import Moments, said_codes
+from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 
 __all__ = ["KnownEvents", "Timeline"]
@@ -27,18 +30,28 @@ _Number = TypeVar("_Number", np.int64, np.float64)
 
 
 class _Columns(NamedTuple):
-    """Known events in order of (timestamp, sequence): seconds, row numbers in the history, item numbers, each (n,)."""
+    """Known events in order of (timestamp, sequence): seconds, row numbers in the history, item numbers, each (n,).
+
+    And (n, columns) codes of what the app said of each moment.
+    """
 
     timestamps: NDArray[np.float64]
     sequences: NDArray[np.int64]
     numbers: NDArray[np.int64]
+    said: NDArray[np.int64]
 
 
 class KnownEvents(NamedTuple):
-    """Known events in order of time: their item numbers (n,), and their row numbers in the history (n,)."""
+    """Known events in order of time: their item numbers (n,), their row numbers in the history (n,), their moments."""
 
     numbers: NDArray[np.int64]
     sequences: NDArray[np.int64]
+    moments: Moments
+
+    @property
+    def context(self) -> NDArray[np.int64] | None:
+        """The rows of each event's moment, (n, fields); None where the base reads none."""
+        return self.moments.rows() if self.moments.fields else None
 
     @property
     def last(self) -> int:
@@ -50,7 +63,7 @@ class KnownEvents(NamedTuple):
         if sequence is None:
             return self
         kept = self.sequences <= sequence
-        return KnownEvents(self.numbers[kept], self.sequences[kept])
+        return KnownEvents(self.numbers[kept], self.sequences[kept], self.moments[kept])
 
 
 class Timeline:
@@ -59,19 +72,26 @@ class Timeline:
     The arrays that its methods return are the caller's own.
     """
 
-    def __init__(self, history: EventHistory, numbers: Mapping[str, int], num_items: int) -> None:
+    def __init__(
+        self,
+        history: EventHistory,
+        numbers: Mapping[str, int],
+        num_items: int,
+        fields: tuple[ContextField, ...] = (),
+    ) -> None:
         """Read the history.
 
         Args:
             history: it must stay open as long as ``refresh`` is called.
             numbers: item number, from 1 to ``num_items``, of each original item id that the catalogue knows.
             num_items: the size of the catalogue.
+            fields: what the base reads of each event's moment.
 
         Raises:
             ConfigError: an item number out of range.
             DataError: the history is damaged, locked or closed.
         """
-        self._history, self._numbers, self._num_items = history, numbers, num_items
+        self._history, self._numbers, self._num_items, self._fields = history, numbers, num_items, fields
         self._lock = threading.Lock()
         events = history.events_after(0)
         self._take_in(events, self._known(events), afresh=True)
@@ -128,9 +148,20 @@ class Timeline:
             return self._buffers.sequences[: self._size].copy()
 
     def snapshot(self) -> KnownEvents:
-        """Return ``numbers`` and ``sequences`` of one and the same moment."""
+        """Return all known events, as they are at one and the same instant."""
+        return self.latest(sys.maxsize)
+
+    def latest(self, count: int) -> KnownEvents:
+        """Return the newest known events, as they are at one and the same instant.
+
+        Raises:
+            ConfigError: a negative count.
+        """
+        require(count >= 0, "count must not be negative", count=count)
         with self._lock:
-            return KnownEvents(self._buffers.numbers[: self._size].copy(), self._buffers.sequences[: self._size].copy())
+            kept = slice(max(self._size - count, 0), self._size)
+            timestamps, sequences, numbers, said = (column[kept].copy() for column in self._buffers)
+        return KnownEvents(numbers, sequences, Moments(fields=self._fields, timestamps=timestamps, said=said))
 
     @property
     def generation(self) -> int:
@@ -143,13 +174,17 @@ class Timeline:
     def _take_in(self, events: Events, fresh: _Columns, *, afresh: bool) -> None:
         if afresh:
             self._last, self._size = 0, 0
-            self._buffers = _Columns(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+            nothing = np.zeros(0, np.int64)
+            self._buffers = _Columns(np.zeros(0), nothing, nothing, said_codes(self._fields, []))
             self._seen = np.zeros(self._num_items + 1, np.bool_)
         size = self._size + len(fresh.numbers)
         if size > len(self._buffers.numbers):
-            timestamps, sequences, numbers = self._buffers
+            timestamps, sequences, numbers, said = self._buffers
             self._buffers = _Columns(
-                _with_room(timestamps, size), _with_room(sequences, size), _with_room(numbers, size)
+                _with_room(timestamps, size),
+                _with_room(sequences, size),
+                _with_room(numbers, size),
+                _with_room(said, size),
             )
         _merge(self._buffers, self._size, fresh)
         self._seen[fresh.numbers] = True
@@ -163,7 +198,8 @@ class Timeline:
             require(False, f"item number must be from 1 to {self._num_items}", number=wrong)
         known = np.flatnonzero(numbers)
         order = known[np.argsort(events.timestamps[known], kind="stable")]  # stable: they come in order of recording
-        return _Columns(events.timestamps[order], events.sequences[order], numbers[order])
+        said = said_codes(self._fields, events.contexts)[order]
+        return _Columns(events.timestamps[order], events.sequences[order], numbers[order], said)
 
 
 def _merge(buffers: _Columns, size: int, fresh: _Columns) -> None:
@@ -175,11 +211,11 @@ def _merge(buffers: _Columns, size: int, fresh: _Columns) -> None:
     start, end = places[0], size + len(fresh.numbers)
     for buffer, column in zip(buffers, fresh, strict=True):
         # nearly always nothing is later than the new events
-        buffer[start:end] = column if start == size else np.insert(buffer[start:size], places - start, column)
+        buffer[start:end] = column if start == size else np.insert(buffer[start:size], places - start, column, axis=0)
 
 
 def _with_room(column: NDArray[_Number], size: int) -> NDArray[_Number]:
     """Copy into a buffer half as large again as ``size``, so that many appends cost one copy."""
-    buffer = np.zeros(max(size + size // 2, _LEAST_ROOM), column.dtype)
+    buffer = np.zeros((max(size + size // 2, _LEAST_ROOM), *column.shape[1:]), column.dtype)
     buffer[: len(column)] = column
     return buffer

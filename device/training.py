@@ -65,7 +65,9 @@ class Task:
     def identity(self) -> str:
         """SHA-256 of all that the training is."""
         digest = hashlib.sha256(json.dumps([self.kind, asdict(self.plan)], sort_keys=True).encode())
-        for array in (self.start, self.windows.history, self.windows.target, self.windows.valid):
+        windows = self.windows
+        context = [] if windows.context is None else [windows.context]
+        for array in (self.start, windows.history, windows.target, windows.valid, *context):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 

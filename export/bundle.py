@@ -124,6 +124,7 @@ def write_bundle(
             versions={name: package_version(name) for name in ("ownlet", "torch", "executorch")},
             federation=federation,
             quantize=quantize,
+            context=base.config.context,
         )
         write_manifest(work, manifest)
         return read_manifest(work)
@@ -149,7 +150,6 @@ def _fitting_batches(row_length: int, capacity: int) -> tuple[int, ...]:
 
 
 def _check_inputs(model: SASRec, spec: AdapterSpec, items: Sequence[Item]) -> None:
-    require(not model.config.context, "base must read no context to be exported", context=model.config.context)
     require(len(items) == model.num_items, f"items must be {model.num_items}, the base's catalogue", items=len(items))
     check_items(items)
     actual = hash_state(model.state_dict())

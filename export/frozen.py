@@ -45,7 +45,9 @@ class FrozenBase(SASRec):
         """Take another item table (d, num_items), such as one that was rounded to be stored."""
         self.items = torch.cat([self.items[:1], columns.T])
 
-    def embed_columns(self, columns: Tensor, history: Tensor, is_event: Tensor | None = None) -> Tensor:
+    def embed_columns(
+        self, columns: Tensor, history: Tensor, is_event: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """Do what ``embed`` does with a table of columns.
 
         Args:
@@ -53,6 +55,7 @@ class FrozenBase(SASRec):
             history: (batch, length) item numbers; padding behind the last event reads the first item, which changes
                 no real position.
             is_event: (batch, length, 1) float, 0 where padding is read for itself and has to be zero.
+            context: (batch, length, fields) rows of the context of each position, where the base reads any.
 
         Returns:
             (batch, length, d).
@@ -60,7 +63,13 @@ class FrozenBase(SASRec):
         batch, length = history.shape
         vectors = look_up(columns, history).view(batch, length, self.config.dim)
         vectors = vectors * math.sqrt(self.config.dim)
-        return (vectors if is_event is None else vectors * is_event) + self.position_embedding.detach()[:length]
+        if is_event is not None:
+            vectors = vectors * is_event
+        x = vectors + self.position_embedding.detach()[:length]
+        if context is None:
+            return x
+        moments = self.context_embedding.detach().index_select(0, context.flatten())  # (batch * length * fields, d)
+        return x + moments.view(batch, length, -1, self.config.dim).sum(dim=2)
 
 
 def look_up(columns: Tensor, numbers: Tensor) -> Tensor:

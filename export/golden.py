@@ -8,6 +8,8 @@ beside them what stands around the program: the random numbers of a key, and a w
     METHOD/CASE/in/ARGUMENT, METHOD/CASE/out/RESULT   the cases of every method
     noise/key, noise/mask, noise/gaussian             ``shared.noise.AesNoise`` of a key of 32 bytes
     training/events, training/vector                  a history, and the adapter that a plan makes of the bundle's own
+    training/times, training/context                  only where the base reads context: unix seconds of the events, and
+                                                      the rows of each one's moment; columns are unknown in it
 
 The metadata holds tolerances, the program's hash, and the numbers that belong to noise and training as JSON.
 """
@@ -31,6 +33,7 @@ from ownlet.export.programs import Method, ProgramShape, build_methods
 from ownlet.export.verify import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, random_arguments
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, load_adapter
 from ownlet.shared.config import Plan
+from ownlet.shared.context import context_rows
 from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, Manifest, read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
@@ -87,21 +90,29 @@ def write_golden(bundle: Path, folder: Path, model: SASRec, *, seed: int = 0) ->
 
 
 def golden_training(
-    base: SASRec, spec: AdapterSpec, vector: Vector, events: NDArray[np.int64], manifest: Manifest
+    base: SASRec,
+    spec: AdapterSpec,
+    vector: Vector,
+    events: NDArray[np.int64],
+    manifest: Manifest,
+    context: NDArray[np.int64] | None = None,
 ) -> Vector:
     """Return the adapter (P,) that the golden plan and key make of ``vector``, step by step in eager PyTorch.
 
     Each step draws one coin per window, then one normal per trained number, both from the streams of the key.
+    ``context`` is (num_events, fields), the moment of each event, where the base reads any.
     """
-    windows, noise = cut_windows(events, manifest.windows), AesNoise(_KEY)
+    windows, noise = cut_windows(events, manifest.windows, context), AesNoise(_KEY)
     rows = [torch.from_numpy(array) for array in (windows.history, windows.target, windows.valid)]
+    moments = [] if windows.context is None else [torch.from_numpy(windows.context)]
     clip, rate = torch.tensor(_PLAN.clip_norm), torch.tensor(_PLAN.learning_rate / _PLAN.expected_batch)
     current = torch.from_numpy(vector)
     for _ in range(_PLAN.steps):
         chosen = torch.from_numpy(noise.poisson_mask(len(windows), _PLAN.sample_rate))
         drawn = torch.from_numpy(noise.gaussian(spec.num_trainable, _PLAN.noise_std))
         history, target, valid = (row[chosen] for row in rows)
-        stepped, _, _ = dp_sgd_step(base, spec, current, history, target, valid, drawn, clip, rate)
+        known = (rows[chosen] for rows in moments)
+        stepped, _, _ = dp_sgd_step(base, spec, current, history, target, valid, drawn, clip, rate, *known)
         stepped[spec.trainable] -= _PLAN.decay * current[spec.trainable]
         current = stepped
     return current.numpy()
@@ -154,7 +165,17 @@ def _noise() -> dict[str, NDArray[Any]]:
 
 def _training(base: FrozenBase, spec: AdapterSpec, vector: Vector, manifest: Manifest) -> dict[str, NDArray[Any]]:
     events = 1 + np.arange(3 * manifest.windows.window_length + 1, dtype=np.int64) * 7 % base.num_items
-    return {"training/events": events, "training/vector": golden_training(base, spec, vector, events, manifest)}
+    if not manifest.context:
+        return {"training/events": events, "training/vector": golden_training(base, spec, vector, events, manifest)}
+    times = 1_700_000_000.0 + np.cumsum(7.0 ** (np.arange(len(events)) % 8))  # gaps from a second to nine days
+    context = context_rows(manifest.context, times, np.concatenate([[np.nan], times[:-1]]))
+    trained = golden_training(base, spec, vector, events, manifest, context)
+    return {
+        "training/events": events,
+        "training/times": times,
+        "training/context": context,
+        "training/vector": trained,
+    }
 
 
 def _words(manifest: Manifest) -> dict[str, str]:

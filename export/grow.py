@@ -104,7 +104,8 @@ def _check_scores(work: Path, old: Manifest, table: NDArray[np.float32], grown: 
     history = np.zeros((1, old.max_length), np.int64)
     history[0] = 1 + np.arange(old.max_length) % old.num_items
     length = np.array([old.max_length], np.int64)
-    (before,), (after,) = (program.run("score", vector, items, history, length) for items in (table, grown))
+    known = [np.zeros((1, old.max_length, len(old.context)), np.int64)] if old.context else []
+    (before,), (after,) = (program.run("score", vector, items, history, length, *known) for items in (table, grown))
     hidden, *_ = np.linalg.lstsq(table.T.astype(np.float64), before[0].astype(np.float64), rcond=None)
     want = np.concatenate([before[0], hidden @ grown[:, table.shape[1] :]])
     scale = max(1.0, float(np.abs(want).max()))

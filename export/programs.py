@@ -76,6 +76,9 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
       vector, norms (B,)`` for every B of ``shape.batches``: ``shared.step.dp_sgd_step``.
     * ``loss(vector, items, history, target, valid) -> losses (B,)`` for the smallest B.
 
+    Where the base reads context, each has one more argument, the last: ``context`` (1, max_length, fields) or
+    (B, row_length, fields), the rows of each position's context.
+
     Args:
         base: the frozen base.
         spec: the adapter's spec.
@@ -93,20 +96,21 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
 
 
 def _score(base: FrozenBase, spec: AdapterSpec) -> Method:
-    def function(vector: Tensor, items: Tensor, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
-        return (score_columns(base, spec, vector, items, history, length),)
+    def function(vector: Tensor, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        return (score_columns(base, spec, vector, items, *rest),)
 
-    def reference(vector: Tensor, items: Tensor, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
+    def reference(vector: Tensor, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         with applied(base, spec.split(vector)):
-            return (base.score_last(history, length)[:, 1:],)
+            return (base.score_last(*rest)[:, 1:],)
 
     row = (torch.ones(1, base.config.max_length, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+    more = _context(base, 1, base.config.max_length)
     return Method(
         name="score",
         function=function,
         reference=reference,
-        arguments=("vector", "items", "history", "length"),
-        example=(torch.zeros(spec.size), base.item_columns(), *row),
+        arguments=("vector", "items", "history", "length", *more),
+        example=(torch.zeros(spec.size), base.item_columns(), *row, *more.values()),
         results=("scores",),
     )
 
@@ -120,12 +124,13 @@ def _step(base: FrozenBase, spec: AdapterSpec, batch: int, row_length: int) -> M
         return stepped, norms
 
     numbers = (torch.zeros(spec.num_trainable), torch.tensor(1.0), torch.tensor(0.1))
+    more = _context(base, batch, row_length)
     return Method(
         name=f"step_{batch}",
         function=function,
         reference=reference,
-        arguments=("vector", "items", "history", "target", "valid", "noise", "clip", "rate"),
-        example=(torch.zeros(spec.size), base.item_columns(), *_windows(batch, row_length), *numbers),
+        arguments=("vector", "items", "history", "target", "valid", "noise", "clip", "rate", *more),
+        example=(torch.zeros(spec.size), base.item_columns(), *_windows(batch, row_length), *numbers, *more.values()),
         results=("vector", "norms"),
     )
 
@@ -134,16 +139,19 @@ def _loss(base: FrozenBase, spec: AdapterSpec, batch: int, row_length: int) -> M
     def function(vector: Tensor, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         return (loss_columns(base, spec, vector, items, *rest),)
 
-    def reference(vector: Tensor, items: Tensor, history: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+    def reference(
+        vector: Tensor, items: Tensor, history: Tensor, target: Tensor, valid: Tensor, *context: Tensor
+    ) -> tuple[Tensor, ...]:
         with applied(base, spec.split(vector)):
-            return (softmax_loss(base(history), target, valid),)
+            return (softmax_loss(base(history, *context), target, valid),)
 
+    more = _context(base, batch, row_length)
     return Method(
         name="loss",
         function=function,
         reference=reference,
-        arguments=("vector", "items", "history", "target", "valid"),
-        example=(torch.zeros(spec.size), base.item_columns(), *_windows(batch, row_length)),
+        arguments=("vector", "items", "history", "target", "valid", *more),
+        example=(torch.zeros(spec.size), base.item_columns(), *_windows(batch, row_length), *more.values()),
         results=("losses",),
     )
 
@@ -151,3 +159,9 @@ def _loss(base: FrozenBase, spec: AdapterSpec, batch: int, row_length: int) -> M
 def _windows(batch: int, row_length: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = torch.ones(batch, row_length, dtype=torch.int64)
     return rows, rows.clone(), torch.ones(batch, row_length)
+
+
+def _context(base: FrozenBase, batch: int, length: int) -> dict[str, Tensor]:
+    """Return the argument that a base has only if it reads context, with an example."""
+    fields = len(base.config.context)
+    return {"context": torch.zeros(batch, length, fields, dtype=torch.int64)} if fields else {}

@@ -20,7 +20,13 @@ __all__ = ["score_columns"]
 
 
 def score_columns(
-    base: FrozenBase, spec: AdapterSpec, vector: Tensor, columns: Tensor, history: Tensor, length: Tensor
+    base: FrozenBase,
+    spec: AdapterSpec,
+    vector: Tensor,
+    columns: Tensor,
+    history: Tensor,
+    length: Tensor,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Score every item as the next one.
 
@@ -31,6 +37,7 @@ def score_columns(
         columns: (d, num_items) the item table.
         history: (1, max_length) item numbers, padded on the right.
         length: (1,) events in it, at least 1.
+        context: (1, max_length, fields) rows of the context of each position, where the base reads any.
 
     Returns:
         (1, num_items) scores; place i - 1 belongs to item i.
@@ -42,7 +49,7 @@ def score_columns(
     tape = Tape.of(spec, vector)
     causal = torch.full((1, longest, longest), -1e9).triu(1)
     is_event = (history > 0).float().view(1, -1, 1)  # an empty history is one position of padding, which is zero
-    x = base.embed_columns(columns, history, is_event)  # (1, max_length, d)
+    x = base.embed_columns(columns, history, is_event, context)  # (1, max_length, d)
     *before, last = enumerate(base.blocks)
     for number, part in before:
         x, _ = block(x, part, f"blocks.{number}", tape, causal)  # type: ignore[arg-type]

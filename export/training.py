@@ -30,6 +30,7 @@ def step_columns(
     noise: Tensor,
     clip: Tensor,
     rate: Tensor,
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take one step of DP-SGD; see ``shared.step.dp_sgd_step`` for the arguments.
 
@@ -44,12 +45,13 @@ def step_columns(
         noise: (num_trainable,) noise for the gradient sum.
         clip: () C.
         rate: () learning rate divided by the expected batch.
+        context: (batch, length, fields) rows of the context of each position, where the base reads any.
 
     Returns:
         the new vector (P,) and gradient norms (batch,).
     """
     tape = Tape.of(spec, vector)
-    hidden, back = _encode(base, tape, columns, history)  # (batch, length, d)
+    hidden, back = _encode(base, tape, columns, history, context)  # (batch, length, d)
     share = valid / sum_of_last(valid).clamp(min=1.0)  # (batch, length): each position's part of its window's mean
     back(_softmax_gradient(hidden, columns, target) * share.view(*share.shape, 1))
     gradients = _gradients(spec, tape)  # (batch, num_trainable)
@@ -69,9 +71,10 @@ def loss_columns(
     history: Tensor,
     target: Tensor,
     valid: Tensor,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Return the softmax loss of every window, (batch,); arguments as in ``step_columns``."""
-    hidden, _ = _encode(base, Tape.of(spec, vector), columns, history)
+    hidden, _ = _encode(base, Tape.of(spec, vector), columns, history, context)
     scores = torch.mm(hidden.view(-1, base.config.dim), columns)  # (rows, num_items)
     largest = scores.amax(dim=-1)  # log(sum(exp(s))) = largest - log(largest of softmax(s)), which never overflows
     log_normaliser = largest - torch.log(torch.softmax(scores, dim=-1).amax(dim=-1))
@@ -80,11 +83,13 @@ def loss_columns(
     return (sum_of_last(losses) / sum_of_last(valid).clamp(min=1.0)).view(-1)
 
 
-def _encode(base: FrozenBase, tape: Tape, columns: Tensor, history: Tensor) -> tuple[Tensor, Back]:
+def _encode(
+    base: FrozenBase, tape: Tape, columns: Tensor, history: Tensor, context: Tensor | None
+) -> tuple[Tensor, Back]:
     """Return hidden states (batch, length, d) and the way back from them, which fills the tape."""
     length = history.shape[1]
     causal = torch.full((1, length, length), -1e9).triu(1)
-    x = base.embed_columns(columns, history)
+    x = base.embed_columns(columns, history, context=context)
     ways: list[Back] = []
     for number, part in enumerate(base.blocks):
         x, back = block(x, part, f"blocks.{number}", tape, causal)  # type: ignore[arg-type]

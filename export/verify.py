@@ -16,6 +16,7 @@ from torch import Tensor
 from ownlet.export.frozen import FrozenBase
 from ownlet.export.programs import Method
 from ownlet.shared.adapter import AdapterSpec, initial_adapter
+from ownlet.shared.context import num_context_rows
 from ownlet.shared.errors import BundleError
 from ownlet.shared.program import Program
 
@@ -87,6 +88,9 @@ def random_arguments(
             values["history"] = torch.where(torch.arange(longest) < events, items((1, longest)), 0)
         elif name in ("history", "target"):
             values[name] = items(shape)
+        elif name == "context":
+            known = num_context_rows(base.config.context) if trial else 1  # trial 0 knows nothing
+            values[name] = torch.randint(0, known, shape, generator=generator)
         elif name == "valid":
             values[name] = (torch.rand(shape, generator=generator) < trial / 3).float()
             if trial < 3:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ownlet.shared.config import FederationConfig, WindowConfig
+from ownlet.shared.context import ContextField
 from ownlet.shared.errors import BundleError
 from ownlet.shared.item_table import Quantize
 from ownlet.shared.store import write_atomic
@@ -96,6 +97,7 @@ class Manifest:
         versions: packages that made the bundle.
         federation: the public numbers of the federated run that this bundle belongs to, if it belongs to one.
         quantize: how the item table is stored: ``none`` (float32) or ``int8``.
+        context: what the base reads of the moment of each question: then every method's last argument is its rows.
     """
 
     backend: str
@@ -112,6 +114,7 @@ class Manifest:
     versions: Mapping[str, str]
     federation: FederationConfig | None = None
     quantize: Quantize = "none"
+    context: tuple[ContextField, ...] = ()
 
     def method(self, name: str) -> MethodEntry:
         """Return a method by its name.
@@ -134,6 +137,9 @@ def describe_file(path: Path) -> FileEntry:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into a folder, atomically."""
     body = {"format_version": FORMAT_VERSION, **_plain(asdict(manifest))}
+    body["context"] = [field.to_plain() for field in manifest.context]
+    if not manifest.context:
+        del body["context"]  # as it was before there was any: older devices read such a bundle
     text = json.dumps({**body, "sha256": _hash(body)}, indent=2, sort_keys=True)
     write_atomic(folder / MANIFEST_FILE, text.encode() + b"\n")
 
@@ -175,6 +181,7 @@ def _parse(body: dict[str, Any], path: Path) -> Manifest:
         body["methods"] = tuple(_parse_method(method) for method in body["methods"])
         body["files"] = {name: FileEntry(**entry) for name, entry in body["files"].items()}
         body["batches"] = tuple(body["batches"])
+        body["context"] = tuple(ContextField.of(field) for field in body.get("context", ()))
         body["federation"] = body["federation"] and FederationConfig.from_plain(body["federation"])
         return Manifest(**body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

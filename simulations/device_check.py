@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.context import context_rows, pad_context
 from ownlet.shared.errors import BundleError
 from ownlet.shared.interactions import History, pad_histories
 from ownlet.shared.lora import applied
@@ -35,7 +36,7 @@ for number, history in enumerate(request["histories"]):
     with Personalizer.open(pathlib.Path(request["bundle"]), state) as personalizer:
         for second, item in enumerate(history):
             personalizer.record(item, second)
-        answers.append([found.item for found in personalizer.recommend(request["k"])])
+        answers.append([found.item for found in personalizer.recommend(request["k"], timestamp=len(history))])
 json.dump(answers, sys.stdout)
 """
 
@@ -84,7 +85,12 @@ def compare_with_device(
 def _top(model: SASRec, spec: AdapterSpec, vector: Vector, history: History, k: int) -> list[int]:
     items, lengths = pad_histories([history], model.config.max_length)
     with applied(model, spec.split(torch.from_numpy(vector))):
-        scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths))[0]  # (num_items + 1,)
+        context = None
+        if model.config.context:  # the other process records one event per second, and asks a second later
+            seconds = np.arange(len(history), dtype=np.float64)
+            rows = context_rows(model.config.context, seconds + 1, seconds)
+            context = torch.from_numpy(pad_context([rows], model.config.max_length, rows.shape[1]))
+        scores = model.score_last(torch.from_numpy(items), torch.from_numpy(lengths), context)[0]  # (num_items + 1,)
     scores[torch.from_numpy(history)] = -torch.inf
     scores[0] = -torch.inf
     return [int(item) for item in scores.topk(k).indices]

@@ -16,7 +16,11 @@ from ownlet.shared.errors import ConfigError
 class RankingEngine:
     """Scores so that item n has the n-th best score under vector (1,), and the n-th worst under vector (-1,)."""
 
-    def score(self, vector: NDArray[np.float32], history: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(
+        self, vector: NDArray[np.float32], history: NDArray[np.int64], context: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        if context is not None:  # the last row decides: 1 turns the order round
+            vector = vector * (-1 if context[-1, 0] else 1)
         return -vector[0] * np.arange(21, dtype=np.float32)
 
 
@@ -47,6 +51,21 @@ def test_hits_of_both_are_counted_on_events_that_could_be_recommended() -> None:
     # item 20 is last forward and first backward; item 1 came before, so it cannot be recommended again
     got = watch(RankingEngine(), FORWARD, BACKWARD, events, np.array([0, 1, 2, 3, 4]), k=3)  # type: ignore[arg-type]
     assert got == "1212"
+
+
+def test_every_event_is_asked_for_in_its_own_moment() -> None:
+    events, moments = np.array([1, 20, 2, 19]), np.array([[0], [1], [0], [1]])
+    got = watch(RankingEngine(), FORWARD, BACKWARD, events, np.arange(4), 3, moments)  # type: ignore[arg-type]
+    assert got == "1111"  # without context: 1212
+
+
+def test_a_held_out_row_has_the_moment_of_each_target() -> None:
+    row = held_out_row(np.arange(1, 8), 2, 4, np.arange(1, 8)[:, None])
+    assert row.context is not None
+    assert row.context[..., 0].tolist() == row.target.tolist()
+    short = held_out_row(np.array([8, 9]), 5, 3, np.array([[8], [9]]))
+    assert short.context is not None
+    assert short.context[..., 0].tolist() == short.target.tolist()
 
 
 def test_counters_forget_the_oldest_and_survive_being_written() -> None:
