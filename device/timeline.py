@@ -160,8 +160,9 @@ class Timeline:
         require(count >= 0, "count must not be negative", count=count)
         with self._lock:
             kept = slice(max(self._size - count, 0), self._size)
-            timestamps, sequences, numbers, said = (column[kept].copy() for column in self._buffers)
-        return KnownEvents(numbers, sequences, Moments(fields=self._fields, timestamps=timestamps, said=said))
+            at, sequences, numbers, said = self._buffers
+            moments = Moments(fields=self._fields, timestamps=at[kept].copy(), said=said[kept].copy())
+            return KnownEvents(numbers[kept].copy(), sequences[kept].copy(), moments)
 
     @property
     def generation(self) -> int:

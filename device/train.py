@@ -70,12 +70,28 @@ class LocalEngine(Engine, Protocol):
         """
         ...
 
-    def score(self, vector: Vector, history: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Score every item as the next one after a history of item numbers; (num_items + 1,), number 0 is padding."""
+    def score(
+        self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Score every item as the next one.
+
+        Args:
+            vector: (P,) the adapter.
+            history: (num_events,) item numbers in time order.
+            context: (max(1, num_events), fields) rows from ``shared.context`` of the moment after each event, the last
+                that of the request; None where nothing is known.
+
+        Returns:
+            (num_items + 1,); number 0 is padding.
+        """
         ...
 
     def recommend(
-        self, vector: Vector, history: NDArray[np.int64], barred: NDArray[np.bool_]
+        self,
+        vector: Vector,
+        history: NDArray[np.int64],
+        barred: NDArray[np.bool_],
+        context: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return items and scores, best first, without those that ``barred`` (num_items + 1,) marks."""
         ...
