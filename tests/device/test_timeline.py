@@ -52,7 +52,10 @@ def test_known_events_come_in_order_of_time_then_recording(history: EventHistory
     assert timeline.numbers().tolist() == [1, 3, 4, 2]
     assert timeline.timestamps().tolist() == [1.0, 3.0, 3.0, 3.0]
     assert timeline.sequences().tolist() == [2, 1, 4, 5]
-    assert [column.tolist() for column in timeline.snapshot()] == [[1, 3, 4, 2], [2, 1, 4, 5]]
+    known = timeline.snapshot()
+    assert [column.tolist() for column in (known.numbers, known.sequences)] == [[1, 3, 4, 2], [2, 1, 4, 5]]
+    assert known.moments.timestamps.tolist() == [1.0, 3.0, 3.0, 3.0]
+    assert known.context is None
     assert np.flatnonzero(timeline.seen()).tolist() == [1, 2, 3, 4]
     assert len(timeline) == 4
 
