@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs
+from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs, TensorBoard
 from ownlet.cli.settings import Config, Set, read_settings
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def demo(
         typer.Option(help="Share of users that is public. Default: 0.3 with --data, 0.1 for the built-in population."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds of each run.")] = 30,
+    tensorboard: TensorBoard = None,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
@@ -57,6 +58,7 @@ def demo(
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
+    from ownlet.simulations.board import board_of
     from ownlet.simulations.demo import run_demo
     from ownlet.simulations.report import quality_table
     from ownlet.simulations.results import RunFolder
@@ -65,8 +67,12 @@ def demo(
     settings = read_settings("demo", TrialConfig, ctx, OPTIONS, file=config, sets=set_, derive=_derived).config
     folder = RunFolder.create(runs, "demo", settings, settings.seeds[0], name=name, overwrite=overwrite)
     console = Console()
-    with folder.discarded_on_refusal(), progress_bars(console) as progress:
-        result = run_demo(settings, folder, progress)
+    with (
+        folder.discarded_on_refusal(),
+        board_of(tensorboard, folder.path.name) as board,
+        progress_bars(console) as progress,
+    ):
+        result = run_demo(settings, folder, progress, board)
     report = result.report
     console.print()
     console.print(quality_table(report.quality))

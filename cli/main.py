@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
 from ownlet.cli.adapter import export_adapter, import_adapter
 from ownlet.cli.bench import quality
+from ownlet.cli.compare import compare
 from ownlet.cli.config import config
 from ownlet.cli.demo import demo
 from ownlet.cli.export import export
@@ -32,6 +33,7 @@ __all__ = ["COMMANDS", "GROUPS", "build_app", "main"]
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "config": config,
+    "compare": compare,
     "pretrain": pretrain,
     "store": store,
     "simulate": simulate,

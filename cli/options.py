@@ -21,6 +21,7 @@ __all__ = [
     "Runs",
     "Sampling",
     "Seed",
+    "TensorBoard",
     "Threads",
     "column_pairs",
     "use_threads",
@@ -63,6 +64,9 @@ Name = Annotated[
     typer.Option(help="Name of the run folder. An unfinished run of this name and these settings is continued."),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Move a run folder of this name aside instead of refusing it.")]
+TensorBoard = Annotated[
+    Path | None, typer.Option("--tensorboard", help="TensorBoard's --logdir, to watch the run there.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random, so that a run can be repeated.")]
 Threads = Annotated[int, typer.Option(help="Threads for arithmetic; 0 leaves the choice to PyTorch.")]
 

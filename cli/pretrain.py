@@ -19,6 +19,7 @@ from ownlet.cli.options import (
     Runs,
     Sampling,
     Seed,
+    TensorBoard,
     Threads,
     use_threads,
 )
@@ -86,6 +87,7 @@ def pretrain(
         float, typer.Option(min=0, help="Also learn the next item's genres, with this weight. 0: no.")
     ] = 0.0,
     seed: Seed = 0,
+    tensorboard: TensorBoard = None,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
@@ -99,6 +101,7 @@ def pretrain(
 
     from ownlet.cli.progress import progress_bars
     from ownlet.simulations.base_run import BaseRunConfig, run_pretrain
+    from ownlet.simulations.board import board_of
     from ownlet.simulations.findings import quality_row
     from ownlet.simulations.report import quality_table
     from ownlet.simulations.results import RunFolder
@@ -107,7 +110,11 @@ def pretrain(
     settings = read_settings("pretrain", BaseRunConfig, ctx, OPTIONS, file=config, sets=set_).config
     folder = RunFolder.create(runs, "pretrain", settings, settings.recipe.seed, name=name, overwrite=overwrite)
     console = Console()
-    with folder.discarded_on_refusal(), progress_bars(console) as progress:
-        quality = run_pretrain(settings, folder, progress)
+    with (
+        folder.discarded_on_refusal(),
+        board_of(tensorboard, folder.path.name) as board,
+        progress_bars(console) as progress,
+    ):
+        quality = run_pretrain(settings, folder, progress, board)
     console.print(quality_table(tuple(quality_row(label, metrics) for label, metrics in quality.items())))
     console.print(f"Base: {folder.path / 'base.pt'}", highlight=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from ownlet.cli.options import (
     Runs,
     Sampling,
     Seed,
+    TensorBoard,
     Threads,
     use_threads,
 )
@@ -160,6 +161,7 @@ def simulate(
     ] = "float32",
     device: Annotated[str, typer.Option(help="Of the cohort engine: cpu, cuda.")] = "cpu",
     seed: Seed = 0,
+    tensorboard: TensorBoard = None,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
@@ -174,6 +176,7 @@ def simulate(
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
+    from ownlet.simulations.board import board_of
     from ownlet.simulations.derived import derived_settings, noise_for_target
     from ownlet.simulations.federated_run import FederatedRunConfig, run_federated
     from ownlet.simulations.results import RunFolder
@@ -183,8 +186,12 @@ def simulate(
     settings = noise_for_target(read.config, read.given)
     folder = RunFolder.create(runs, "simulate", settings, settings.federation.seed, name=name, overwrite=overwrite)
     console = Console()
-    with folder.discarded_on_refusal(), progress_bars(console) as progress:
-        result = run_federated(settings, folder, progress)
+    with (
+        folder.discarded_on_refusal(),
+        board_of(tensorboard, folder.path.name) as board,
+        progress_bars(console) as progress,
+    ):
+        result = run_federated(settings, folder, progress, board)
     _print_result(console, settings, result)
 
 

@@ -18,6 +18,8 @@ from ownlet.shared.interactions import History, Item
 from ownlet.shared.metrics import Metric, summarise
 from ownlet.shared.splits import leave_one_out
 from ownlet.simulations.baselines import item_knn, most_popular
+from ownlet.simulations.board import Board
+from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
 from ownlet.simulations.genres import GenreHead, genre_hit_rate, usual_genre_hit_rate
 from ownlet.simulations.moments import ContextRequest, event_context, fields_of
@@ -67,13 +69,16 @@ class _Task:
     facts: dict[str, object]
 
 
-def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -> dict[str, dict[str, Metric]]:
-    """Train the base; leave ``base.pt``, metrics and summary in the run folder.
+def run_pretrain(
+    config: BaseRunConfig, folder: RunFolder, progress: Progress, board: Board | None = None
+) -> dict[str, dict[str, Metric]]:
+    """Train the base; leave ``base.pt``, metrics, their curves and summary in the run folder.
 
     Args:
         config: the settings.
         folder: of this run; an interrupted run is continued from its last epoch.
         progress: told of epochs.
+        board: told of every epoch's row.
 
     Returns:
         ``popular``, ``item_knn`` and ``base`` -> HR, NDCG and MRR@10.
@@ -86,6 +91,8 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
 
         def on_epoch(epoch: Epoch) -> None:
             rows.append({"epoch": epoch.number, "loss": epoch.loss, "validation_ndcg@10": epoch.ndcg})
+            if board is not None:
+                board.row(epoch.number, rows[-1])
             step(str(epoch))
 
         model = pretrain(
@@ -101,6 +108,7 @@ def run_pretrain(config: BaseRunConfig, folder: RunFolder, progress: Progress) -
         )
     save_base(folder.path / "base.pt", model, task.items, head)
     folder.write_metrics(rows)
+    draw_panels(folder.path / CURVES_FILE, panels_of_rows({"base": rows}))
     ranks = {
         "popular": scorer_ranks(most_popular(task.histories, len(task.items)), task.test),
         "item_knn": scorer_ranks(item_knn(task.histories, len(task.items)), task.test),

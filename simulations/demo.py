@@ -24,6 +24,7 @@ from ownlet.shared.metrics import ndcg, paired_difference, summarise
 from ownlet.shared.privacy import ACCOUNTANT
 from ownlet.shared.wire import TrainReply, TrainRequest, reply_to_records, request_to_records
 from ownlet.simulations.benchmarks.device_latency import measure
+from ownlet.simulations.board import Board
 from ownlet.simulations.device_check import Agreement, compare_with_device
 from ownlet.simulations.findings import (
     DataFacts,
@@ -86,13 +87,14 @@ class DemoResult:
     page: Path
 
 
-def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress) -> DemoResult:
+def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress, board: Board | None = None) -> DemoResult:
     """Run everything and leave metrics, bundle, report and summary in the run folder.
 
     Args:
         config: the settings.
         folder: of this run; bases from an interrupted run with equal settings are reused.
         progress: told of stages and steps.
+        board: told of every row of the metrics, once the seeds are done.
 
     Returns:
         The findings.
@@ -105,7 +107,11 @@ def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress) -> Demo
         step("")
     bundle = folder.path / "bundle"
     results = _train_and_export(config, setting, folder.path, bundle, progress)
-    folder.write_metrics([row for result in results for row in _metric_rows(result)])
+    rows = [row for result in results for row in _metric_rows(result)]
+    folder.write_metrics(rows)
+    if board is not None:
+        for row in rows:
+            board.row(row["round"], row, f"{row['run']}-seed{row['seed']}")
 
     first = results[0]
     with progress.stage("recommending in a fresh process from the bundle", 1) as step:
@@ -266,9 +272,9 @@ def _privacy_row(run: FederatedRun) -> PrivacyRow:
     )
 
 
-def _metric_rows(result: SeedResult) -> list[dict[str, object]]:
+def _metric_rows(result: SeedResult) -> list[dict[str, Any]]:
     """Return one row per round of every run, for ``metrics.parquet``."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for run in result.runs:
         public = {point.round: point for point in run.public}
         for record in run.result.rounds:

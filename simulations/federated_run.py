@@ -27,6 +27,8 @@ from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
+from ownlet.simulations.board import Board
+from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
 from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
 from ownlet.simulations.pretrain import load_base, load_catalogue
@@ -37,7 +39,15 @@ from ownlet.simulations.setting import DataConfig
 from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.start import start_adapter
 
-__all__ = ["EngineName", "FederatedRunConfig", "FederatedRunResult", "GridName", "make_engine", "run_federated"]
+__all__ = [
+    "EngineName",
+    "FederatedRunConfig",
+    "FederatedRunResult",
+    "GridName",
+    "load_parts",
+    "make_engine",
+    "run_federated",
+]
 
 EngineName = Literal["cohort", "opacus", "executorch"]
 GridName = Literal["in-process", "ray"]
@@ -123,13 +133,16 @@ class FederatedRunResult:
     published: Path | None
 
 
-def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progress) -> FederatedRunResult:
-    """Run the rounds; leave checkpoint, metrics, adapter and summary in the run folder.
+def run_federated(
+    config: FederatedRunConfig, folder: RunFolder, progress: Progress, board: Board | None = None
+) -> FederatedRunResult:
+    """Run the rounds; leave checkpoint, metrics, their curves, adapter and summary in the run folder.
 
     Args:
         config: the settings.
         folder: of this run; an interrupted run is continued from its last round.
         progress: told of rounds.
+        board: told of every round's row.
 
     Returns:
         The result. An adapter that is below the base on held-out public users is not published.
@@ -140,7 +153,7 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
         ConnectionError: no Ray cluster at the address.
     """
     started = time.monotonic()
-    fleet, model, spec = _load(config)
+    fleet, model, spec = load_parts(config)
     start = start_adapter(
         config.adapter,
         config.compression,
@@ -158,7 +171,7 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
         progress.stage(f"{name} over {fleet.num_users:,} devices", config.federation.rounds) as step,
         _grid(config) as grid,
     ):
-        trained_before, began, quality_now = 0, time.monotonic(), math.nan
+        trained_before, began, quality_now, base_quality = 0, time.monotonic(), math.nan, math.nan
 
         def on_users(trained: int, asked: int) -> None:
             nonlocal trained_before
@@ -167,15 +180,18 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
             step(f"{speed:,.0f} users/s", trained / asked / config.num_nodes)
 
         def judge(number: int, vector: Vector) -> float | None:
-            nonlocal quality_now
+            nonlocal quality_now, base_quality
             if number % config.evaluate_every and number != config.federation.rounds:
                 return None
             quality_now = mean_ndcg(model, fleet.validation, spec=spec, vector=vector)
+            base_quality = quality_now if number == 0 else base_quality
             return quality_now
 
         def on_round(result: RoundResult, vector: Vector) -> None:
             rows.append(_row(result))
             folder.write_metrics(rows)
+            if board is not None:
+                board.row(result.round, rows[-1])
             spent = f", ε {result.epsilon:.3f}" if math.isfinite(result.epsilon) else ""
             void = ", void" if result.void else ""
             speed = f"{result.num_asked / result.seconds:,.0f} users/s, "
@@ -201,7 +217,10 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
     if is_publishable(model, spec, result.vector, fleet.validation):
         published = folder.path / "adapter.safetensors"
         save_adapter(published, spec, result.vector, version=result.version)
-    folder.write_metrics([_row(record) for record in result.rounds])
+    rows = [_row(record) for record in result.rounds]
+    folder.write_metrics(rows)
+    if panels := panels_of_rows({"federated": rows}, base=base_quality):
+        draw_panels(folder.path / CURVES_FILE, panels)
     ranks = model_ranks(model, fleet.test, spec=spec, vectors=result.vector)
     base_ranks = model_ranks(model, fleet.test)
     quality = {"base": summarise(base_ranks), "federated": summarise(ranks)}
@@ -210,7 +229,7 @@ def run_federated(config: FederatedRunConfig, folder: RunFolder, progress: Progr
     return FederatedRunResult(federation=result, quality=quality, gain=gain, published=published)
 
 
-def _load(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
+def load_parts(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
     """Return the devices, the base with the adapter attached, and the adapter's spec."""
     model = load_base(config.base)
     if config.store is None:
@@ -244,7 +263,7 @@ def _grid(config: FederatedRunConfig) -> AbstractContextManager[Grid | None]:
 
 def load_client_app(config: FederatedRunConfig) -> ClientApp:
     """Return the app of a node that loads base and devices itself: what a Ray actor runs."""
-    fleet, model, spec = _load(config)
+    fleet, model, spec = load_parts(config)
     engine = make_engine(config, model, spec, initial_adapter(spec, 0), Path())
     shard = StoreShard(engine, fleet.store, config.federation.windows, held_out=fleet.held_out)
     return make_client_app(lambda context: shard)
