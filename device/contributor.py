@@ -52,7 +52,7 @@ class Contributor:
             reached = Halted(identity=task.identity, vector=vector, steps_done=done, until=task.until, charge=paid)
             self._state.halt(_KIND, reached)
             return None
-        delta = released_delta(vector, shared, terms.clip_norm)
+        delta = released_delta(vector, shared, terms.delta_bound(shared.spec.num_trainable))
         release = Release(identity=terms_identity(terms, shared), delta=delta, charge=paid)
         try:
             release.save(self._state.folder.outbox, self._state.seal)

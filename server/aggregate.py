@@ -1,6 +1,6 @@
 """From admitted sums to the next adapter: sum, noise, fixed denominator, momentum.
 
-The denominator is ``cohort_rate * num_users``, the expected size of a cohort and a public number. Dividing by the
+The denominator is ``expected_share * num_users``, the expected size of a cohort and a public number. Dividing by the
 number that answered would make the step depend on who took part, which the noise does not cover (McMahan et al. 2018,
 https://arxiv.org/abs/1710.06963, the estimator with a fixed denominator). Momentum is FedAvgM's (Hsu et al. 2019,
 https://arxiv.org/abs/1909.06335) and sees only noised values, so it is free post-processing.
@@ -40,17 +40,17 @@ def noised_average(
 
     Args:
         total: (num_trainable,) sum of the clipped deltas.
-        config: unit, noise multiplier, clip norm and cohort rate.
+        config: unit, noise multiplier, clip norm and expected share of users.
         num_users: N, the public size of the population.
         noise: the server's secret source.
 
     Returns:
-        (num_trainable,) the noised sum divided by ``cohort_rate * num_users``.
+        (num_trainable,) the noised sum divided by ``expected_share * num_users``.
     """
     require(num_users >= 1, "num_users must be at least 1", num_users=num_users)
     if config.unit == "user" and config.noise_multiplier > 0:
         total = total + noise.gaussian(len(total), config.noise_multiplier * config.clip_norm)
-    return total / (config.cohort_rate * num_users)
+    return total / (config.expected_share * num_users)
 
 
 def server_step(

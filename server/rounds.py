@@ -107,7 +107,7 @@ def run_rounds(
             stopped = why
             break
         number, started = len(state.results) + 1, time.monotonic()
-        cohort = draw_cohort(config, num_users, number)
+        cohort = draw_cohort(config, num_users, number, state.participations)
         charged = state.asked(cohort)
         spent = epsilon(spent_event(config, number, charged.participations), config.dp_delta)
         if spent > config.target_epsilon:
@@ -141,12 +141,30 @@ def _judged(state: ServerState, judge: Judge, start_quality: float | None) -> Se
     return judged
 
 
-def draw_cohort(config: FederationConfig, num_users: int, round_number: int) -> NDArray[np.int64]:
-    """Return the users of a round: each of 0..N-1 with probability ``cohort_rate``, independently.
+def draw_cohort(
+    config: FederationConfig, num_users: int, round_number: int, participations: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Return the users of a round, in order.
 
-    The source is secret unless the config has a seed, which only a simulation may have.
+    Each of 0..N-1 with probability ``cohort_rate``, independently; or, with ``turns``, each with the chance of turns
+    left to rounds left, which gives everybody exactly ``turns`` rounds, any of them equally likely. The source is
+    secret unless the config has a seed, which only a simulation may have.
+
+    Args:
+        config: of the run.
+        num_users: N.
+        round_number: from 1.
+        participations: (N,) how often each user was asked before; needed with ``turns``.
     """
-    return _noise(config, "cohort", round_number).poisson_sample(num_users, config.cohort_rate)
+    source = _noise(config, "cohort", round_number)
+    if participations is None or not config.turns:
+        return source.poisson_sample(num_users, config.cohort_rate)
+    left = config.rounds - round_number + 1
+    chosen = []
+    for done in range(config.turns):
+        group = np.flatnonzero(participations == done)
+        chosen.append(group[source.poisson_sample(len(group), min(1.0, (config.turns - done) / left))])
+    return np.sort(np.concatenate(chosen))
 
 
 def _noise(config: FederationConfig, purpose: str, round_number: int) -> AesNoise:
@@ -176,7 +194,7 @@ def _ask(
     node_of, num_partitions = nodes.connected()
     asked = split_cohort(cohort, num_partitions)
     reachable = {node_of[partition]: partition for partition in asked if partition in node_of}
-    clip_norm = math.inf if config.unit == "none" else config.clip_norm
+    clip_norm = config.delta_bound(spec.num_trainable)
     messages = []
     for node, partition in reachable.items():
         request = TrainRequest(

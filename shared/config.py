@@ -196,10 +196,12 @@ class FederationConfig:
 
     Args:
         rounds: how many rounds to run at the most.
-        cohort_rate: the chance of each user to be in a round (Poisson sampling of users).
+        cohort_rate: the chance of each user to be in a round (Poisson sampling of users); unused with ``turns``.
+        turns: with unit ``window``: every user is in exactly this many of the rounds, chosen at random; 0 samples by
+            ``cohort_rate``. Local noise is charged per turn and the most asked user decides, so equal turns waste none.
         unit: the privacy unit. ``user``: whole delta clipped, noise added by the server. ``window``: local DP-SGD on
             the device, noise in the plan. ``none``: neither; for comparison only.
-        clip_norm: C, the bound on a user's whole delta. Also the admission bound in ``window`` mode.
+        clip_norm: C, the bound on a user's whole delta; in ``window`` mode on what of it is not noise.
         noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
         server_learning_rate: step of the server's optimiser on the average delta.
         server_momentum: momentum of the server's optimiser (FedAvgM, https://arxiv.org/abs/1909.06335).
@@ -222,6 +224,7 @@ class FederationConfig:
 
     rounds: int = 40
     cohort_rate: float = 0.1
+    turns: int = 0
     unit: Literal["user", "window", "none"] = "user"
     clip_norm: float = 0.3
     noise_multiplier: float = 1.0
@@ -243,6 +246,8 @@ class FederationConfig:
         require(self.rounds >= 1, "rounds must be at least 1", rounds=self.rounds)
         require(0 < self.cohort_rate <= 1, "cohort_rate must be in (0, 1]", cohort_rate=self.cohort_rate)
         require(self.unit in ("user", "window", "none"), "unit must be user, window or none", unit=self.unit)
+        require(0 <= self.turns <= self.rounds, f"turns must be in 0..{self.rounds}", turns=self.turns)
+        require(self.turns == 0 or self.unit != "user", "turns must be 0 where unit is user", turns=self.turns)
         require(self.clip_norm > 0, "clip_norm must be positive", clip_norm=self.clip_norm)
         require(
             0 <= self.noise_multiplier < math.inf,
@@ -279,6 +284,28 @@ class FederationConfig:
             require(
                 math.isfinite(self.clip_norm), "clip_norm must be finite where unit is user", clip_norm=self.clip_norm
             )
+
+    @property
+    def expected_share(self) -> float:
+        """The expected size of a cohort, as a share of all users: a public number."""
+        return self.turns / self.rounds if self.turns else self.cohort_rate
+
+    def delta_bound(self, num_trainable: int) -> float:
+        """Return the largest norm of a user's delta that is sent and admitted.
+
+        Under the unit ``window`` a delta carries its own noise, which is far longer than what it tells: a bound without
+        room for it would scale down both. The noise of T steps exceeds its room with probability below 4e-6, as
+        ``P(|N(0, I_n)| > sqrt(n) + t) <= exp(-t² / 2)``.
+
+        Args:
+            num_trainable: numbers in a delta.
+        """
+        if self.unit == "none":
+            return math.inf
+        if self.unit == "user":
+            return self.clip_norm
+        rate = self.plan.learning_rate / self.plan.expected_batch
+        return self.clip_norm + rate * self.plan.noise_std * math.sqrt(self.plan.steps) * (math.sqrt(num_trainable) + 5)
 
     @classmethod
     def from_plain(cls, raw: Mapping[str, Any]) -> FederationConfig:

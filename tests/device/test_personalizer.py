@@ -445,7 +445,8 @@ def test_an_update_names_base_version_event_and_ledger(tiny: Any, tiny_bundle: P
         update = personalizer.update(replace(TERMS, clip_norm=0.01))
         assert update is not None
         assert personalizer.update(replace(TERMS, clip_norm=0.01)).ledger_seq == update.ledger_seq  # type: ignore[union-attr]
-    assert np.linalg.norm(update.delta) == pytest.approx(0.01, rel=1e-5)
+    room = replace(TERMS, clip_norm=0.01).delta_bound(len(update.delta))
+    assert 0.5 * room < np.linalg.norm(update.delta) <= room  # its noise, at full length
     assert (update.base_hash, update.adapter_version) == (tiny.spec.base_hash, 3)
     assert update.event == event_to_json(window_level_event(PRIVATE, 1))
     last = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])

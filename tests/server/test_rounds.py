@@ -120,6 +120,38 @@ def test_under_unit_window_the_most_asked_user_is_charged(world: Any) -> None:
     assert stopped.epsilon == first
 
 
+@pytest.mark.parametrize(("rounds", "turns"), [(5, 1), (7, 3), (4, 4)])
+def test_with_turns_everybody_is_in_as_many_rounds_and_any_of_them_equally_often(rounds: int, turns: int) -> None:
+    config, num_users = replace(LOCAL, rounds=rounds, turns=turns), 3000
+    asked, sizes = np.zeros(num_users, np.int64), []
+    for number in range(1, rounds + 1):
+        cohort = draw_cohort(config, num_users, number, asked)
+        assert np.array_equal(cohort, np.unique(cohort))
+        asked[cohort] += 1
+        sizes.append(len(cohort))
+    assert (asked == turns).all()
+    low, high = binom.ppf([1e-7, 1 - 1e-7], num_users, turns / rounds)
+    assert all(low <= size <= high for size in sizes)
+
+
+def test_a_run_with_turns_charges_them_and_divides_by_the_share_that_they_give(world: Any) -> None:
+    config = replace(LOCAL, rounds=2, turns=1, cohort_rate=0.9)
+    result = world.run(config, 2)
+    assert result.epsilon == epsilon(window_level_event(config.plan, 1), 1e-5)
+    assert config.expected_share == 0.5
+
+
+def test_the_bound_of_a_delta_leaves_room_for_its_own_noise() -> None:
+    plan = Plan(steps=3, learning_rate=0.2, expected_batch=2.0, clip_norm=0.5, noise_multiplier=4.0)
+    config, size = replace(LOCAL, plan=plan, clip_norm=0.3), 500
+    room = config.delta_bound(size) - 0.3
+    noise = np.random.default_rng(0).normal(0, 0.1 * 4.0 * 0.5, (4000, 3, size)).sum(axis=1)
+    norms = np.linalg.norm(noise, axis=1)
+    assert norms.max() < room < 1.25 * norms.mean()
+    assert replace(config, unit="none").delta_bound(size) == math.inf
+    assert replace(config, unit="user").delta_bound(size) == 0.3
+
+
 def test_a_void_round_changes_nothing_but_what_is_charged(world: Any) -> None:
     grid = world.grid(2)
     grid.tamper = lambda replies: []
