@@ -8,7 +8,6 @@ replies fail can depend on data, and because devices that add their own noise ha
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
