@@ -26,6 +26,7 @@ from ownlet.cli.ledger import show, verify
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.simulate import simulate
 from ownlet.cli.store import store
+from ownlet.cli.sweep import sweep
 from ownlet.shared.errors import OwnletError
 
 __all__ = ["COMMANDS", "GROUPS", "build_app", "main"]
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "config": config,
     "compare": compare,
+    "sweep": sweep,
     "pretrain": pretrain,
     "store": store,
     "simulate": simulate,

@@ -153,12 +153,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for line in panel.lines:
         marker = "o" if len(line.x) <= 12 or not line.joined else ""
         colour = COLOURS[line.colour % len(COLOURS)]
-        style = "-" if line.joined else ""
-        axes.plot(line.x, line.y, style, color=colour, label=line.label, marker=marker, markersize=5)
+        style = "solid" if line.joined else "none"
+        axes.plot(line.x, line.y, color=colour, label=line.label, linestyle=style, marker=marker, markersize=5)
     if panel.level is not None:
         axes.axhline(panel.level, color=_BASE, linestyle=_DASHES, linewidth=1.5, label=panel.level_label)
     axes.set_xlabel(panel.axis)
-    if panel.axis in ("round", "epoch"):
+    if panel.axis in ("round", "epoch", "rank"):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     named = len(panel.lines) > 1 or panel.level is not None
     axes.set_title(panel.title, pad=26 if named else 8)

@@ -72,14 +72,18 @@ def test_pretrain_learns_and_reports(base: Path) -> None:
     quality = {label: metrics["ndcg@10"]["value"] for label, metrics in summary["quality"].items()}
     assert quality["base"] > quality["popular"]
     assert pl.read_parquet(base.parent / "metrics.parquet").columns == ["epoch", "loss", "validation_ndcg@10"]
+    assert (base.parent / "curves.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_user_level_simulation_spends_what_it_was_allowed(base: Path, data: Path) -> None:
-    folder = simulate(base, data, "user", "--target-epsilon", 2, "--nodes", 3)
+    board = base.parents[2] / "board"
+    folder = simulate(base, data, "user", "--target-epsilon", 2, "--nodes", 3, "--tensorboard", board)
     summary = json.loads((folder / "summary.json").read_text())
     assert 1.8 < summary["privacy"]["federated"]["epsilon"] <= 2
     assert summary["privacy"]["federated"]["unit"] == "user"
     assert list(pl.read_parquet(folder / "metrics.parquet")["round"]) == [1, 2, 3]
+    assert (folder / "curves.png").read_bytes()[1:4] == b"PNG"
+    assert [path.name for path in board.iterdir()] == ["user"]
 
 
 def test_engines_agree_on_a_window_level_run(base: Path, data: Path) -> None:
