@@ -29,13 +29,15 @@ def grow(
     """
     from rich.console import Console
 
-    from ownlet.export.grow import grow_catalogue, vectors_of
+    from ownlet.export.grow import check_can_grow, grow_catalogue, vectors_of
     from ownlet.shared.adapter import hash_state
     from ownlet.shared.errors import BundleError
     from ownlet.shared.manifest import read_manifest
     from ownlet.simulations.pretrain import load_base
 
-    model, manifest = load_base(base), read_manifest(bundle)
+    manifest = read_manifest(bundle)
+    check_can_grow(manifest)  # before the base is looked at: a foreign base has no base.pt
+    model = load_base(base)
     actual = hash_state(model.state_dict())
     if actual != manifest.base_hash:
         raise BundleError(f"base must be {manifest.base_hash[:12]}, the bundle's, got base {actual[:12]}")

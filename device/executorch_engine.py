@@ -5,7 +5,8 @@ calls of the variants that the program has, all from the same vector; their chan
 first only. Rows that are left over are padding with ``valid`` 0 and contribute nothing. An empty batch is one call of
 padding: its noise is added all the same.
 
-The item table is mapped from the bundle and handed to every call, which reads it where it lies.
+The item table is mapped from the bundle and handed to every call, which reads it where it lies. A program that holds
+its items itself takes none.
 """
 
 from __future__ import annotations
@@ -42,21 +43,21 @@ class ExecutorchEngine:
     step of a training at the most.
     """
 
-    def __init__(self, program: Program, spec: AdapterSpec, manifest: Manifest, columns: Columns) -> None:
+    def __init__(self, program: Program, spec: AdapterSpec, manifest: Manifest, columns: Columns | None) -> None:
         """Take a loaded program.
 
         Args:
             program: the bundle's program.
             spec: what its flat vector means.
             manifest: the static sizes.
-            columns: (d, num_items) the item table.
+            columns: (d, num_items) the item table; None where the program holds its items itself.
 
         Raises:
             BundleError: a table of another size than the manifest's.
         """
         self._program, self._spec, self._manifest, self._columns = program, spec, manifest, columns
         self._calling = threading.Lock()
-        if columns.shape[1] != manifest.num_items:
+        if columns is not None and columns.shape[1] != manifest.num_items:
             raise BundleError(f"items must be {manifest.num_items}, the catalogue, got {columns.shape[1]} in the table")
 
     @classmethod
@@ -78,7 +79,8 @@ class ExecutorchEngine:
         Raises:
             BundleError: the program or the item table cannot be used.
         """
-        return cls(Program(bundle / PROGRAM_FILE), spec, manifest, open_item_table(bundle / TABLE_FILE))
+        columns = open_item_table(bundle / TABLE_FILE) if manifest.has_item_table else None
+        return cls(Program(bundle / PROGRAM_FILE), spec, manifest, columns)
 
     @property
     def spec(self) -> AdapterSpec:
@@ -217,6 +219,8 @@ class ExecutorchEngine:
 
     def _run(self, method: str, vector: Vector, *rest: NDArray[np.generic] | float) -> tuple[NDArray[np.float32], ...]:
         with self._calling:
+            if self._columns is None:
+                return self._program.run(method, vector, *rest)
             return self._program.run(method, vector, self._columns, *rest)
 
     def _rows(

@@ -38,9 +38,10 @@ from ownlet.shared.manifest import (
     write_manifest,
 )
 from ownlet.shared.model import SASRec
+from ownlet.shared.recommender import Recommender, module_of
 from ownlet.shared.store import write_atomic
 
-__all__ = ["check_items", "replaced", "write_bundle"]
+__all__ = ["check_inputs", "check_items", "describe_method", "replaced", "write_bundle"]
 
 _SCORES_BYTES = 256 * 2**20  # what a training step may hold in scores: past it a larger batch is no faster per window
 
@@ -93,7 +94,7 @@ def write_bundle(
         AdapterError: the vector does not fit the spec.
         BundleError: the base is not the one of the spec, or a method does not agree with eager. Nothing is left.
     """
-    _check_inputs(model, spec, items)
+    check_inputs(model, spec, items)
     base = FrozenBase.of(model)
     room = capacity or max(2 * base.num_items, base.num_items + 1000)
     fitting = _fitting_batches(windows.row_length, room) if batches is None else tuple(batches)
@@ -119,7 +120,7 @@ def write_bundle(
             top_k=min(top_k, base.num_items),
             batches=shape.batches,
             windows=windows,
-            methods=tuple(_describe_method(method) for method in methods),
+            methods=tuple(describe_method(method) for method in methods),
             files={name: describe_file(work / name) for name in names},
             versions={name: package_version(name) for name in ("ownlet", "torch", "executorch")},
             federation=federation,
@@ -149,10 +150,11 @@ def _fitting_batches(row_length: int, capacity: int) -> tuple[int, ...]:
     return (smallest, *(batch for batch in larger if batch * scores_bytes <= _SCORES_BYTES))
 
 
-def _check_inputs(model: SASRec, spec: AdapterSpec, items: Sequence[Item]) -> None:
+def check_inputs(model: Recommender, spec: AdapterSpec, items: Sequence[Item]) -> None:
+    """Raise ConfigError unless the items are the base's catalogue, BundleError unless the base is the adapter's."""
     require(len(items) == model.num_items, f"items must be {model.num_items}, the base's catalogue", items=len(items))
     check_items(items)
-    actual = hash_state(model.state_dict())
+    actual = hash_state(module_of(model).state_dict())
     if actual != spec.base_hash:
         raise BundleError(f"base must be {spec.base_hash[:12]}, the one of the adapter, got base {actual[:12]}")
 
@@ -165,7 +167,9 @@ def check_items(items: Sequence[Item]) -> None:
     require(in_order, "items must be numbered from 1 in order", first=items[0])
 
 
-def _describe_method(method: Method) -> MethodEntry:
+def describe_method(method: Method) -> MethodEntry:
+    """Return what the manifest says of a method."""
+
     def entry(name: str, tensor: Tensor) -> TensorEntry:
         shape = list(tensor.shape)
         if name in ("items", "scores"):

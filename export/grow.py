@@ -36,7 +36,7 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.program import Program
 from ownlet.shared.store import write_atomic
 
-__all__ = ["grow_catalogue", "vectors_of"]
+__all__ = ["check_can_grow", "grow_catalogue", "vectors_of"]
 
 _TOLERANCE = 1e-5
 
@@ -61,6 +61,7 @@ def grow_catalogue(bundle: Path, folder: Path, items: Sequence[Item], vectors: N
         BundleError: the bundle is damaged, or the program does not score the longer table as it should.
     """
     old = read_manifest(bundle)
+    check_can_grow(old)
     table = open_item_table(bundle / TABLE_FILE)  # (d, num_items)
     catalogue = read_catalogue(bundle / ITEMS_FILE, old.num_items)
     known = [
@@ -83,6 +84,14 @@ def grow_catalogue(bundle: Path, folder: Path, items: Sequence[Item], vectors: N
         files = {name: describe_file(work / name) for name in names}
         write_manifest(work, replace(old, num_items=total, files=files))
         return read_manifest(work)
+
+
+def check_can_grow(manifest: Manifest) -> None:
+    """Raise BundleError where the catalogue is part of the program."""
+    if not manifest.has_item_table:
+        raise BundleError(
+            "bundle must have an item table to grow, got one whose program holds its items: export it anew"
+        )
 
 
 def vectors_of(model: SASRec, items: Sequence[Item]) -> NDArray[np.float32]:

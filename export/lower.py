@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -36,13 +36,20 @@ def trace(method: Method) -> fx.GraphModule:
     return graph_module
 
 
-def lower(methods: Sequence[Method], backend: Backend = "xnnpack", *, capacity: int) -> bytes:
+def lower(
+    methods: Sequence[Method],
+    backend: Backend = "xnnpack",
+    *,
+    capacity: int,
+    trace: Callable[[Method], fx.GraphModule] = trace,
+) -> bytes:
     """Lower all methods into one program that shares their constants.
 
     Args:
         methods: from ``programs.build_methods``.
         backend: ``xnnpack`` hands what it can to XNNPACK; ``portable`` uses ExecuTorch's own kernels only.
         capacity: the most columns that the argument ``items`` may have.
+        trace: records a method; ``traced.trace_whole`` for methods with autograd inside.
 
     Returns:
         The content of a ``.pte`` file.
@@ -63,7 +70,7 @@ def lower(methods: Sequence[Method], backend: Backend = "xnnpack", *, capacity: 
 
         from ownlet.export.delegate import delegate
 
-        exported = {method.name: _export(method, capacity) for method in methods}
+        exported = {method.name: _export(method, trace(method), capacity) for method in methods}
         # linear is not in the core set; as a whole it is what XNNPACK takes
         config = EdgeCompileConfig(
             preserve_ops=[torch.ops.aten.linear.default], _check_ir_validity=False, _skip_dim_order=True
@@ -76,11 +83,11 @@ def lower(methods: Sequence[Method], backend: Backend = "xnnpack", *, capacity: 
     return program
 
 
-def _export(method: Method, capacity: int) -> torch.export.ExportedProgram:
+def _export(method: Method, graph: fx.GraphModule, capacity: int) -> torch.export.ExportedProgram:
     """Export a method for item tables of any width up to the capacity."""
     columns = torch.export.Dim("columns", min=2, max=capacity)
     shapes = tuple({1: columns} if name == "items" else None for name in method.arguments)
-    return torch.export.export(trace(method), method.example, dynamic_shapes=shapes, strict=False)
+    return torch.export.export(graph, method.example, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ownlet.export.frozen import FrozenBase
 from ownlet.export.programs import Method
 from ownlet.shared.adapter import AdapterSpec, initial_adapter
 from ownlet.shared.context import num_context_rows
 from ownlet.shared.errors import BundleError
+from ownlet.shared.model import SASRec
 from ownlet.shared.program import Program
+from ownlet.shared.recommender import Recommender
 
 __all__ = ["ABSOLUTE_TOLERANCE", "RELATIVE_TOLERANCE", "random_arguments", "verify_program"]
 
@@ -27,7 +28,7 @@ ABSOLUTE_TOLERANCE = 2e-5
 
 
 def verify_program(
-    path: Path, methods: Sequence[Method], base: FrozenBase, spec: AdapterSpec, *, seed: int = 0, trials: int = 4
+    path: Path, methods: Sequence[Method], base: Recommender, spec: AdapterSpec, *, seed: int = 0, trials: int = 4
 ) -> None:
     """Load a program and compare every method with its reference.
 
@@ -68,7 +69,7 @@ def _compare(method: Method, name: str, got: Tensor, want: Tensor) -> None:
 
 
 def random_arguments(
-    method: Method, base: FrozenBase, spec: AdapterSpec, generator: torch.Generator, trial: int
+    method: Method, base: Recommender, spec: AdapterSpec, generator: torch.Generator, trial: int
 ) -> tuple[Tensor, ...]:
     """Draw arguments; trial 0 is the emptiest one, trial 3 a full one."""
 
@@ -82,13 +83,14 @@ def random_arguments(
             start = torch.from_numpy(initial_adapter(spec, trial))
             values[name] = start + 0.05 * torch.randn(shape, generator=generator)
         elif name == "length":
-            longest = base.config.max_length
+            longest = base.max_length
             events = (0, 1, 1 + longest // 2, longest)[trial % 4]
             values[name] = torch.tensor([max(1, events)])  # an empty history is one padding event
             values["history"] = torch.where(torch.arange(longest) < events, items((1, longest)), 0)
         elif name in ("history", "target"):
             values[name] = items(shape)
         elif name == "context":
+            assert isinstance(base, SASRec)  # no other base's program has the argument
             known = num_context_rows(base.config.context) if trial else 1  # trial 0 knows nothing
             values[name] = torch.randint(0, known, shape, generator=generator)
         elif name == "valid":

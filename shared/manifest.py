@@ -1,7 +1,8 @@
 """What a bundle says about itself, and the check that it is what it says.
 
 A bundle is a folder of ``program.pte``, ``adapter.safetensors``, ``items.safetensors`` (the item table),
-``items.jsonl`` (ids and titles), ``manifest.json`` and, where asked for, ``base.safetensors``. The manifest holds the
+``items.jsonl`` (ids and titles), ``manifest.json`` and, where asked for, ``base.safetensors``. The program of a base
+that is not SASRec holds its items itself: such a bundle has no item table. The manifest holds the
 size and SHA-256 of every other file and a SHA-256 of itself, so a truncated or altered bundle is refused before any of
 it is used. The hashes find damage, not forgery: who can replace the manifest can replace its hash.
 
@@ -115,6 +116,11 @@ class Manifest:
     federation: FederationConfig | None = None
     quantize: Quantize = "none"
     context: tuple[ContextField, ...] = ()
+
+    @property
+    def has_item_table(self) -> bool:
+        """Whether the methods take the item table as an argument; if not, the catalogue is part of the program."""
+        return any(argument.name == "items" for method in self.methods for argument in method.arguments)
 
     def method(self, name: str) -> MethodEntry:
         """Return a method by its name.

@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ownlet.shared.candidates import CandidateSampler
+from ownlet.shared.candidates import Candidates, CandidateSampler
+from ownlet.shared.errors import require
 from ownlet.shared.model import SASRec
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.objectives import candidate_losses
+from ownlet.shared.recommender import Recommender, known_frequencies, scores
 from ownlet.shared.windows import Windows
 from ownlet.simulations.genres import GenreHead
 
@@ -43,7 +45,7 @@ class BaseLoss:
     def __init__(
         self,
         config: ObjectiveConfig,
-        model: SASRec,
+        model: Recommender,
         *,
         seed: int,
         epoch: int,
@@ -61,11 +63,14 @@ class BaseLoss:
             genre_weight: what its loss is multiplied by.
 
         Raises:
-            ConfigError: the negatives need frequencies that the base does not know.
+            ConfigError: the negatives need frequencies that the base does not know, or a head for a base whose hidden
+                states are its own affair.
         """
-        frequencies = None if model.frequencies is None else model.frequencies.numpy()
+        require(
+            head is None or isinstance(model, SASRec), "head must be None but for SASRec", base=type(model).__name__
+        )
         self._model, self._head, self._genre_weight = model, head, genre_weight
-        self._sampler = CandidateSampler(config, model.num_items, frequencies)
+        self._sampler = CandidateSampler(config, model.num_items, known_frequencies(model))
         self._source = _Seeded(seed, epoch, 1)
 
     def __call__(self, rows: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
@@ -77,23 +82,39 @@ class BaseLoss:
             context: (batch, length, fields) of the moment of each question, where the base reads any.
         """
         real = target > 0
+        if not isinstance(self._model, SASRec):
+            return self._loss_of_scores(scores(self._model, rows, context), rows, target)
         items = self._model.item_vectors()
         states = self._model.encode(rows, items, context)  # (batch, length, d)
         hidden = states[real]  # (targets, d): no work on padding
         if self._sampler.config.num_negatives == 0:
             loss = nn.functional.cross_entropy(hidden @ items[1:].T, target[real] - 1)
         else:
-            loss = self._sampled(states, items, rows, target)[real].mean()
+            candidates = self._candidates(rows, target)
+            negative = torch.bmm(states, items[candidates.items].mT)  # (batch, length, n)
+            positive = (states * items[target]).sum(-1, keepdim=True)  # (batch, length, 1)
+            loss = _sampled(candidates, positive, negative, target)[real].mean()
         if self._head is None:
             return loss
         return loss + self._genre_weight * self._head.loss(hidden, target[real])
 
-    def _sampled(self, states: Tensor, items: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-        """Return the loss at every position, (batch, length); anything where there is no target."""
+    def _loss_of_scores(self, table: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+        """Do the same for a base of which only its scores (batch, length, num_items + 1) are known."""
+        real = target > 0
+        if self._sampler.config.num_negatives == 0:
+            return nn.functional.cross_entropy(table[real][:, 1:], target[real] - 1)
+        candidates = self._candidates(rows, target)
+        negative = table.gather(-1, candidates.items.unsqueeze(1).expand(-1, table.shape[1], -1))
+        positive = table.gather(-1, target.unsqueeze(-1))
+        return _sampled(candidates, positive, negative, target)[real].mean()
+
+    def _candidates(self, rows: Tensor, target: Tensor) -> Candidates:
         valid = (target > 0).float().numpy()
         windows = Windows(history=rows.numpy(), target=target.numpy(), valid=valid)
         drawn = self._sampler.draw(self._source, windows, np.ones(len(windows), np.bool_))
-        candidates = self._sampler.candidates(drawn)
-        negative = torch.bmm(states, items[candidates.items].mT)  # (batch, length, n)
-        positive = (states * items[target]).sum(-1, keepdim=True)  # (batch, length, 1)
-        return candidate_losses(candidates, positive, negative, candidates.kept(target, negative.detach()))
+        return self._sampler.candidates(drawn)
+
+
+def _sampled(candidates: Candidates, positive: Tensor, negative: Tensor, target: Tensor) -> Tensor:
+    """Return the loss at every position, (batch, length); anything where there is no target."""
+    return candidate_losses(candidates, positive, negative, candidates.kept(target, negative.detach()))

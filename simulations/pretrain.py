@@ -6,7 +6,7 @@ A run leaves a checkpoint after every epoch and continues from it to the same re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,13 +21,14 @@ from ownlet.shared.errors import ConfigError, DataError, require
 from ownlet.shared.interactions import History
 from ownlet.shared.model import SASRec
 from ownlet.shared.objective_config import ObjectiveConfig
+from ownlet.shared.recommender import Recommender, module_of
 from ownlet.shared.schedule import SCHEDULES, schedule_factor
 from ownlet.simulations.base_file import load_base, load_catalogue, read_saved, save_base, write_saved
 from ownlet.simulations.base_loss import BaseLoss, item_frequencies
 from ownlet.simulations.evaluate import Cases, mean_ndcg
 from ownlet.simulations.genres import GenreHead
 
-__all__ = ["Epoch", "PretrainConfig", "load_base", "load_catalogue", "pretrain", "save_base"]
+__all__ = ["Epoch", "PretrainConfig", "load_base", "load_catalogue", "pretrain", "save_base", "train_base"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +123,59 @@ def pretrain(
     """
     require((context is not None) == bool(model_config.context), "context must be given where the base reads any")
     require((head is not None) == (config.genre_weight > 0), "head must be given with genre_weight", head=head)
+    torch.manual_seed(config.seed)
+    model = SASRec(model_config, torch.from_numpy(content))
+    train_base(
+        model,
+        histories,
+        validation,
+        config,
+        context=context,
+        head=head,
+        settings={"model": model_config.to_plain()},
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+    )
+    return model
+
+
+def train_base(
+    base: Recommender,
+    histories: Sequence[History],
+    validation: Cases,
+    config: PretrainConfig,
+    *,
+    context: Sequence[NDArray[np.int64]] | None = None,
+    head: GenreHead | None = None,
+    settings: Mapping[str, object] | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> None:
+    """Train any base in place; it ends in eval mode, as it was at its best epoch. See ``pretrain``.
+
+    Args:
+        base: an untrained base, whose initial weights are the caller's affair.
+        histories: training events of the public users.
+        validation: cases for early stopping.
+        config: the recipe.
+        context: per history (events, fields), for a SASRec that reads any.
+        head: of the next genre, beside a SASRec.
+        settings: what else a checkpoint must have been written with, as plain values.
+        checkpoint: file for resuming.
+        on_epoch: called after each epoch.
+    """
     taught = [user for user, history in enumerate(histories) if len(history) >= 2]
     if not taught:
         raise DataError("training needs a history of at least two events, got none")
     examples = [_Example(histories[user], context[user] if context is not None else None) for user in taught]
-    torch.manual_seed(config.seed)
-    model = SASRec(model_config, torch.from_numpy(content))
-    model.frequencies = torch.from_numpy(item_frequencies([example.events for example in examples], model.num_items))
+    model = module_of(base)
+    counted = torch.from_numpy(item_frequencies([example.events for example in examples], base.num_items))
+    model.register_buffer("frequencies", counted, persistent=False)
     trained = nn.ModuleList([model] if head is None else [model, head])
     optimizer = _optimizer(trained, config)
     steps_per_epoch = math.ceil(len(examples) / config.batch_size)
     schedule = _schedule(optimizer, config, steps_per_epoch)
-    settings = {"model": model_config.to_plain(), "recipe": asdict(config), "users": len(examples)}
+    settings = {**(settings or {}), "recipe": asdict(config), "users": len(examples)}
     best, best_state, since_best = -1.0, _copy(trained), 0
     epochs: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
@@ -149,9 +191,9 @@ def pretrain(
     for number in range(len(epochs) + 1, config.max_epochs + 1):
         if since_best >= config.patience:
             break
-        loss = _train_epoch(trained, examples, optimizer, schedule, config, number)
+        loss = _train_epoch(base, trained, examples, optimizer, schedule, config, number)
         model.eval()
-        score = mean_ndcg(model, validation)
+        score = mean_ndcg(base, validation)
         since_best += 1
         if score > best:
             best, best_state, since_best = score, _copy(trained), 0
@@ -172,10 +214,10 @@ def pretrain(
         on_epoch(epochs[-1])
     trained.load_state_dict(best_state)
     trained.eval()
-    return model
 
 
 def _train_epoch(
+    base: Recommender,
     trained: nn.ModuleList,
     examples: Sequence[_Example],
     optimizer: torch.optim.Optimizer,
@@ -184,13 +226,12 @@ def _train_epoch(
     number: int,
 ) -> float:
     trained.train()
-    model, head = trained[0], trained[1] if len(trained) > 1 else None
-    assert isinstance(model, SASRec)
+    head = trained[1] if len(trained) > 1 else None
     assert head is None or isinstance(head, GenreHead)
     weight = config.genre_weight
-    loss_of = BaseLoss(config, model, seed=config.seed, epoch=number, head=head, genre_weight=weight)
+    loss_of = BaseLoss(config, base, seed=config.seed, epoch=number, head=head, genre_weight=weight)
     total, count = 0.0, 0
-    for rows, target, context in _batches(examples, config, model.config.max_length, number):
+    for rows, target, context in _batches(examples, config, base.max_length, number):
         loss, size = loss_of(rows, target, context), int((target > 0).sum())
         optimizer.zero_grad()
         loss.backward()

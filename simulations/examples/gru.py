@@ -1,5 +1,7 @@
 """A GRU recommender of your own, from a module to a bundle that trains on the device.
 
+    python -m ownlet.simulations.examples.gru
+
 GRU4Rec (Hidasi et al. 2016, https://arxiv.org/abs/1511.06939) with full softmax. ``nn.GRU`` keeps its weights in one
 fused kernel and has no ``nn.Linear``, so an adapter finds nothing to hold on to; the same cell written with two linear
 layers (Cho et al. 2014, https://arxiv.org/abs/1406.1078) does.
@@ -10,7 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GRURecommender"]
+from ownlet.shared.config import AdapterConfig
+from ownlet.simulations.examples.walk import walk
+
+__all__ = ["GRURecommender", "main"]
 
 
 class GRURecommender(nn.Module):
@@ -51,3 +56,12 @@ class GRURecommender(nn.Module):
         """Score after the last of ``lengths`` (batch,) events: (batch, num_items + 1)."""
         last = self.states(history)[torch.arange(len(history)), lengths - 1]  # (batch, dim)
         return last @ self.items.weight.T
+
+
+def main() -> None:
+    """Walk the GRU from a module to a device, in a folder that goes away afterwards."""
+    walk(GRURecommender, AdapterConfig(target_modules=("gates_of_input", "gates_of_state"), rank=4, alpha=8.0))
+
+
+if __name__ == "__main__":
+    main()
