@@ -103,7 +103,7 @@ def simulate(
     ] = "user",
     target_epsilon: Annotated[
         float | None,
-        typer.Option(help="Stop before a round that would exceed it. With unit user it also sets the noise."),
+        typer.Option(help="Stop before a round that would exceed it. It also sets the noise."),
     ] = None,
     noise_multiplier: Annotated[
         float | None,
@@ -118,11 +118,9 @@ def simulate(
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.3,
     window_clip_norm: Annotated[
         float | None,
-        typer.Option(help="Largest norm of a window's gradient. Default: 0.3 with unit window."),
+        typer.Option(help="Largest norm of a window's gradient. Default: 0.1 with unit window."),
     ] = None,
-    window_rate: Annotated[
-        float | None, typer.Option(help="Chance of each window to be in a step. Default: 0.5 with unit window.")
-    ] = None,
+    window_rate: Annotated[float | None, typer.Option(help="Chance of each window to be in a step.")] = None,
     objective: Objective = "softmax",
     negatives: Negatives = 0,
     sampling: Sampling = "uniform",
@@ -211,6 +209,8 @@ def _print_result(console: Console, settings: FederatedRunConfig, result: Federa
         )
     if result.federation.stopped:
         console.print(f"Stopped: {result.federation.stopped}.", highlight=False)
+    if unit == "window":
+        console.print(f"Step chosen on public users: {result.length:g} of the rounds' way.", highlight=False)
     if result.published is None:
         console.print("Not published: the adapter is below the base on held-out public users.")
     else:

@@ -1,8 +1,9 @@
 """Settings of ``ownlet simulate`` that follow from others, unless somebody gave them.
 
 * alpha is twice the rank;
-* under the unit ``window`` the plan has a clip and a rate of its own, and the noise belongs to the plan;
-* under the unit ``user`` the noise follows from the target epsilon;
+* under the unit ``window`` adapter, rounds and plan are those of ``shared/window_mode.py``; the noise belongs to the
+  plan;
+* the noise follows from the target epsilon;
 * without a unit there is neither noise nor a target.
 """
 
@@ -11,24 +12,38 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.settings import DEFAULTS, Given
+from ownlet.shared.window_mode import WINDOW_ADAPTER, window_federation
 from ownlet.simulations.federated_run import FederatedRunConfig
 
 __all__ = ["DERIVED", "derived_settings", "noise_for_target"]
 
+_WINDOW_RUN, _WINDOW_PLAN = window_federation(1.0), window_federation(1.0).plan
+_OF_WINDOWS: dict[str, Any] = {
+    "adapter.target_modules": WINDOW_ADAPTER.target_modules,
+    "adapter.rank": WINDOW_ADAPTER.rank,
+    "federation.rounds": _WINDOW_RUN.rounds,
+    "federation.turns": _WINDOW_RUN.turns,
+    "federation.clip_norm": _WINDOW_RUN.clip_norm,
+    "federation.plan.steps": _WINDOW_PLAN.steps,
+    "federation.plan.learning_rate": _WINDOW_PLAN.learning_rate,
+    "federation.plan.clip_norm": _WINDOW_PLAN.clip_norm,
+    "federation.plan.sample_rate": _WINDOW_PLAN.sample_rate,
+}
+
 DERIVED = {
     "adapter.alpha": "by default 2 * rank",
     "federation.noise_multiplier": "by default what target_epsilon takes; of the unit window it is 0, see plan",
-    "federation.plan.clip_norm": "of the unit window by default 0.3",
-    "federation.plan.sample_rate": "of the unit window by default 0.5",
+    "federation.plan.noise_multiplier": "of the unit window by default what target_epsilon takes",
+    **{name: f"of the unit window by default {value}" for name, value in _OF_WINDOWS.items()},
 }
 """Name of a setting -> what it is where nobody gives it."""
 
 _TARGET = "federation.target_epsilon"
-_OF_WINDOWS = {"federation.plan.sample_rate": 0.5, "federation.plan.clip_norm": 0.3}
 
 
 def derived_settings(given: Mapping[str, Given]) -> dict[str, Given]:
@@ -43,19 +58,43 @@ def derived_settings(given: Mapping[str, Given]) -> dict[str, Given]:
         noise = found.get("federation.noise_multiplier")
         if noise is not None and noise.source == "--noise-multiplier":  # the option means the noise of the unit
             found["federation.plan.noise_multiplier"] = found.pop("federation.noise_multiplier")
+        if "federation.cohort_rate" in found and "federation.turns" not in found:
+            found["federation.turns"] = Given(value=0, source=DEFAULTS)  # somebody wants Poisson sampling
         if "federation.plan.noise_multiplier" not in found:
-            raise ConfigError("unit window must have --noise-multiplier, got none")
+            found["federation.plan.noise_multiplier"] = Given(value=_window_noise(found), source=DEFAULTS)
     elif unit == "user" and "federation.noise_multiplier" not in found and not _is_finite(found.get(_TARGET)):
         raise ConfigError("unit user must have --target-epsilon or --noise-multiplier, got neither")
     elif unit == "none":
         found["federation.noise_multiplier"] = Given(value=0.0, source=DEFAULTS)
         found[_TARGET] = Given(value=math.inf, source=DEFAULTS)
-    follows: dict[str, float] = {}
+    follows: dict[str, Any] = {}
     if unit == "window":
         follows |= {**_OF_WINDOWS, "federation.noise_multiplier": 0.0}
-    if "adapter.rank" in found and isinstance(found["adapter.rank"].value, int):
-        follows["adapter.alpha"] = 2.0 * found["adapter.rank"].value
+    rank = found["adapter.rank"].value if "adapter.rank" in found else follows.get("adapter.rank")
+    if isinstance(rank, int):
+        follows["adapter.alpha"] = 2.0 * rank
     return {name: Given(value=value, source=DEFAULTS) for name, value in follows.items()} | found
+
+
+def _window_noise(found: Mapping[str, Given]) -> float:
+    """Return the noise of the plan with which a device's turns stay within the target.
+
+    Raises:
+        ConfigError: no target, or users are sampled, so that nobody knows how often one is asked.
+    """
+
+    def value(name: str, default: float) -> Any:
+        return found[name].value if name in found else _OF_WINDOWS.get(name, default)
+
+    turns = value("federation.turns", 0)
+    if not _is_finite(found.get(_TARGET)) or not turns:
+        raise ConfigError("unit window must have --noise-multiplier, or --target-epsilon with turns, got neither")
+    return noise_multiplier_for(
+        target_epsilon=value(_TARGET, math.inf),
+        dp_delta=value("federation.dp_delta", _WINDOW_RUN.dp_delta),
+        cohort_rate=value("federation.plan.sample_rate", 1.0),
+        rounds=turns * value("federation.plan.steps", 1),
+    )
 
 
 def _is_finite(target: Given | None) -> bool:

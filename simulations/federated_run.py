@@ -31,6 +31,7 @@ from ownlet.simulations.board import Board
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
 from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
+from ownlet.simulations.line_search import best_length
 from ownlet.simulations.pretrain import load_base, load_catalogue
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
@@ -125,12 +126,15 @@ class FederatedRunResult:
         quality: ``base`` and ``federated`` -> HR, NDCG and MRR@10 on device users.
         gain: NDCG@10 of the second minus that of the first, paired by user.
         published: the adapter file, or None where the adapter is below the base on held-out public users.
+        length: under the unit ``window``, how much of the way that the rounds went public users found best
+            (``simulations/line_search.py``); 0 is the base.
     """
 
     federation: FederationResult
     quality: dict[str, dict[str, Metric]]
     gain: Metric
     published: Path | None
+    length: float = 1.0
 
 
 def run_federated(
@@ -213,8 +217,12 @@ def run_federated(
             on_users=on_users,
             judge=judge,
         )
+    length = 1.0
+    if config.federation.unit == "window":
+        vector, length = best_length(model, spec, start, result.vector, fleet.validation)
+        result = replace(result, vector=vector)
     published = None
-    if is_publishable(model, spec, result.vector, fleet.validation):
+    if length > 0 and is_publishable(model, spec, result.vector, fleet.validation):
         published = folder.path / "adapter.safetensors"
         save_adapter(published, spec, result.vector, version=result.version)
     rows = [_row(record) for record in result.rounds]
@@ -226,7 +234,7 @@ def run_federated(
     quality = {"base": summarise(base_ranks), "federated": summarise(ranks)}
     folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started))
     gain = paired_difference(ranks, base_ranks)["ndcg@10"]
-    return FederatedRunResult(federation=result, quality=quality, gain=gain, published=published)
+    return FederatedRunResult(federation=result, quality=quality, gain=gain, published=published, length=length)
 
 
 def load_parts(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:

@@ -16,6 +16,7 @@ from ownlet.cli.config import document, field_texts
 from ownlet.cli.main import COMMANDS, build_app
 from ownlet.cli.settings import Config, Set, Settings, command_kinds, read_settings, settable_names
 from ownlet.shared.errors import ConfigError
+from ownlet.shared.privacy import epsilon, window_level_event
 from ownlet.shared.settings import default_values, leaf_types
 from ownlet.simulations.derived import DERIVED, derived_settings, noise_for_target
 from ownlet.simulations.federated_run import FederatedRunConfig
@@ -160,11 +161,28 @@ def test_under_unit_window_the_noise_option_is_the_plans_and_clip_and_rate_have_
     base = ("--set", "run.base=b.pt", "--set", "federation.unit=window")
     federation = read("simulate", *base, "--noise-multiplier", "2").config.federation
     assert (federation.noise_multiplier, federation.plan.noise_multiplier) == (0.0, 2.0)
-    assert (federation.plan.clip_norm, federation.plan.sample_rate) == (0.3, 0.5)
+    assert (federation.plan.clip_norm, federation.plan.sample_rate) == (0.1, 1.0)
+    assert (federation.rounds, federation.turns, federation.expected_share) == (10, 1, 0.1)
+    assert read("simulate", *base, "--noise-multiplier", "2").config.adapter.target_modules == ("down",)
     given = ("--set", "federation.plan.noise_multiplier=1", "--set", "federation.plan.clip_norm=0.7")
     assert read("simulate", *base, *given).config.federation.plan.clip_norm == 0.7
     with pytest.raises(ConfigError, match="unit window must have --noise-multiplier"):
         read("simulate", *base)
+    sampled = read(
+        "simulate", *base, "--noise-multiplier", "2", "--set", "federation.cohort_rate=0.3"
+    ).config.federation
+    assert (sampled.turns, sampled.expected_share) == (0, 0.3)
+
+
+def test_under_unit_window_the_noise_follows_from_the_target_and_the_turns() -> None:
+    base = ("--set", "run.base=b.pt", "--set", "federation.unit=window", "--set", "federation.target_epsilon=2")
+    plan = read("simulate", *base).config.federation.plan
+    assert 1.95 < plan.noise_multiplier < 2.05  # the Gaussian mechanism: epsilon 2 at delta 1e-5
+    assert epsilon(window_level_event(plan, 1), 1e-5) <= 2
+    twice = read("simulate", *base, "--set", "federation.turns=4").config.federation.plan
+    assert twice.noise_multiplier == pytest.approx(2 * plan.noise_multiplier, rel=0.01)  # the root of four turns
+    with pytest.raises(ConfigError, match="with turns"):
+        read("simulate", *base, "--set", "federation.cohort_rate=0.3")
 
 
 def test_the_noise_of_the_unit_user_follows_from_the_target(tmp_path: Path) -> None:
