@@ -20,6 +20,7 @@ from ownlet.cli.bench import quality
 from ownlet.cli.compare import compare
 from ownlet.cli.config import config
 from ownlet.cli.demo import demo
+from ownlet.cli.evaluate import evaluate
 from ownlet.cli.export import export
 from ownlet.cli.grow import grow
 from ownlet.cli.ledger import show, verify
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "store": store,
     "simulate": simulate,
+    "evaluate": evaluate,
     "export": export,
     "grow": grow,
     "adapter export": export_adapter,

@@ -35,6 +35,7 @@ __all__ = [
     "load_interactions",
     "prepare",
     "public_events",
+    "public_parts",
 ]
 
 Moments = tuple[NDArray[np.int64], ...] | None
@@ -166,17 +167,15 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
     moments = event_context(data, fields, dict(config.columns))
     split = public_device_split(data, fraction=config.public_fraction, seed=config.seed, date=config.public_before)
     everything = split.public_histories(data)
-    shuffled = np.random.default_rng([config.seed, 1]).permutation(len(everything))
-    num_held_out = round(config.held_out_fraction * len(shuffled))
-    held_out = tuple(everything[at] for at in np.sort(shuffled[:num_held_out]))
-    public = tuple(everything[at] for at in np.sort(shuffled[num_held_out:]))
+    trains, held = public_parts(len(everything), config)
+    public, held_out = (tuple(everything[at] for at in part) for part in (trains, held))
     devices = [u for u in split.devices if len(data.histories[u]) >= 2]
     histories = [data.histories[u] for u in devices]
     for name, group in (("public", public), ("held-out public", held_out), ("device", histories)):
         if not group:
             raise DataError(f"{name} users must be at least one, got none of {data.num_users} users in {data.name}")
     public_moments = _cut(moments, split.public, everything)
-    held_out_moments = _chosen(public_moments, np.sort(shuffled[:num_held_out]))
+    held_out_moments = _chosen(public_moments, held)
     device_moments = _chosen(moments, devices)
     return Setting(
         data=data,
@@ -186,10 +185,17 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
         test=last_event_cases(histories, device_moments),
         validation=all_positions(held_out, context=held_out_moments),
         fields=tuple(fields),
-        public_context=_chosen(public_moments, np.sort(shuffled[num_held_out:])),
+        public_context=_chosen(public_moments, trains),
         held_out_context=held_out_moments,
         device_context=None if device_moments is None else tuple(rows[:-1] for rows in device_moments),
     )
+
+
+def public_parts(num_public: int, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide the public users: places in their order of those who train the base, and of those who are held out."""
+    shuffled = np.random.default_rng([config.seed, 1]).permutation(num_public)
+    num_held_out = round(config.held_out_fraction * num_public)
+    return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
 
 
 def last_event_cases(histories: Sequence[History], context: Moments = None) -> Cases:

@@ -1,0 +1,89 @@
+"""What a run folder tells about training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ownlet.shared.errors import DataError
+from ownlet.simulations.base_run import BaseRunConfig
+from ownlet.simulations.federated_run import FederatedRunConfig
+from ownlet.simulations.provenance import adapter_training, base_training, recorded_data
+from ownlet.simulations.results import RunFolder
+from ownlet.simulations.setting import DataConfig, load_interactions, prepare
+
+SMALL = DataConfig(num_users=120, num_items=200, seed=3)
+
+
+def base_of(tmp_path: Path, config: BaseRunConfig) -> Path:
+    return RunFolder.create(tmp_path, "pretrain", config, 0, name="run").path / "base.pt"
+
+
+@pytest.mark.parametrize("date", [None, "2024-05-01"])
+def test_a_base_of_public_users_was_trained_on_what_prepare_gave_it(tmp_path: Path, date: str | None):
+    config = DataConfig(num_users=120, num_items=200, seed=3, public_before=date)
+    setting = prepare(config)
+    found = base_training(base_of(tmp_path, BaseRunConfig(data=config)), setting.data, config)
+    assert found is not None
+    trained = [history.tolist() for history in found.histories if len(history)]
+    assert trained == [history.tolist() for history in setting.public if len(history)]
+    asked = [
+        setting.data.histories[user][:-1].tolist() for user in found.askable if len(setting.data.histories[user]) > 1
+    ]
+    assert asked == [history.tolist() for history in setting.devices]
+
+
+def test_a_base_of_everybody_was_trained_on_all_but_the_last_two_events(tmp_path: Path):
+    data = load_interactions(SMALL)
+    found = base_training(base_of(tmp_path, BaseRunConfig(data=SMALL, users="all")), data, SMALL)
+    assert found is not None
+    for trained, history in zip(found.histories, data.histories, strict=True):
+        assert trained.tolist() == (history[:-2] if len(history) >= 3 else history).tolist()
+
+
+def test_an_adapter_was_trained_on_all_but_the_last_event_of_every_device(tmp_path: Path):
+    setting = prepare(SMALL)
+    config = FederatedRunConfig(base=tmp_path / "base.pt", data=SMALL)
+    file = RunFolder.create(tmp_path, "simulate", config, 0, name="run").path / "adapter.safetensors"
+    found = adapter_training(file, setting.data, SMALL)
+    assert found is not None
+    trained = [history.tolist() for history in found.histories if len(history)]
+    assert trained == [history.tolist() for history in setting.devices]
+
+
+def test_settings_are_read_back_as_they_were(tmp_path: Path):
+    config = DataConfig(
+        path=Path("log.csv"), columns=(("user", "who"), ("item", "what"), ("timestamp", "when")), core=3
+    )
+    assert recorded_data(base_of(tmp_path, BaseRunConfig(data=config))) == config
+
+
+def test_nothing_is_known_without_a_run_folder_or_of_other_data_or_of_a_store(tmp_path: Path):
+    data = load_interactions(SMALL)
+    assert recorded_data(tmp_path / "base.pt") is None
+    assert base_training(tmp_path / "base.pt", data, SMALL) is None
+    base = base_of(tmp_path, BaseRunConfig(data=SMALL))
+    for other in (DataConfig(num_users=120, num_items=200, seed=4), DataConfig(path=Path("x.csv")), DataConfig(core=0)):
+        assert base_training(base, data, other) is None
+    stored = FederatedRunConfig(base=base, data=SMALL, store=tmp_path / "store")
+    file = RunFolder.create(tmp_path, "simulate", stored, 0, name="stored").path / "adapter.safetensors"
+    assert adapter_training(file, data, SMALL) is None
+
+
+def test_a_damaged_folder_is_an_error(tmp_path: Path):
+    for text in ("{", "{}", '{"config": {"data": {"path": null, "columns": [], "colour": 1}}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DataError, match=r"config\.json must be that of a run"):
+            recorded_data(tmp_path / "base.pt")
+
+
+def test_the_path_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = ["user,item,timestamp"] + [f"u{u},i{(u + n) % 7},{n}" for u in range(20) for n in range(5)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    absolute, relative = (DataConfig(path=path, core=0) for path in (tmp_path / "log.csv", Path("log.csv")))
+    monkeypatch.chdir(tmp_path)
+    found = base_training(base_of(tmp_path, BaseRunConfig(data=absolute)), load_interactions(relative), relative)
+    assert found is not None
+    assert np.sum([len(history) for history in found.histories]) > 0
