@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from ownlet.export.objectives import ProgramObjective
+    from ownlet.shared.config import FederationConfig
 
 __all__ = ["export"]
 
@@ -49,6 +53,14 @@ def export(
     quantize: Annotated[
         QuantizeChoice, typer.Option(help="Store the item table as int8, in a quarter of the bytes.")
     ] = QuantizeChoice.none,
+    objective: Annotated[
+        Literal["softmax", "bpr", "bce", "listnet"] | None,
+        typer.Option(help="What the training step minimises. Default: as in the adapter's run where a program can."),
+    ] = None,
+    negatives: Annotated[
+        int | None,
+        typer.Option(min=0, help="Items per window that stand for the catalogue; 0: all. Default: as in the run."),
+    ] = None,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Also write the base's weights, for devices that train with PyTorch.")
     ] = False,
@@ -86,6 +98,7 @@ def export(
         f"window_length must be that of the adapter's run, {windows.window_length}",
         window_length=window_length,
     )
+    chosen, number = _objective(objective, negatives, terms)
     console = Console()
     with console.status("lowering and verifying"):
         manifest = write_bundle(
@@ -103,11 +116,27 @@ def export(
             backend=backend.value,
             with_base=with_base,
             quantize=quantize.value,
+            objective=chosen,
+            num_negatives=number,
         )
         if golden is not None:
             write_golden(out, golden, model)
     for name, file in manifest.files.items():
         console.print(f"{out / name}: {file.size_bytes:,} bytes", highlight=False, soft_wrap=True)
+
+
+def _objective(
+    objective: ProgramObjective | None, negatives: int | None, terms: FederationConfig | None
+) -> tuple[ProgramObjective, int]:
+    """Return what was asked for; else the run's own, if a program can have it; else the full softmax."""
+    from ownlet.export.objectives import program_objective
+    from ownlet.shared.config import Plan
+
+    plan = Plan() if terms is None or terms.plan.objective == "lambda" else terms.plan
+    if objective is None:
+        return program_objective(plan.objective), plan.num_negatives if negatives is None else negatives
+    default = plan.num_negatives if objective == plan.objective else 0
+    return objective, default if negatives is None else negatives
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.device.program_calls import best_items, program_candidates, split_batch
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter
+from ownlet.shared.candidates import Candidates, CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.context import num_context_rows
 from ownlet.shared.errors import BundleError, DataError, require
+from ownlet.shared.frequencies import open_frequencies
 from ownlet.shared.item_table import Columns, open_item_table
-from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, Manifest, read_manifest
+from ownlet.shared.manifest import ADAPTER_FILE, FREQUENCIES_FILE, PROGRAM_FILE, TABLE_FILE, Manifest, read_manifest
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.program import Program
 from ownlet.shared.windows import Windows
 
-__all__ = ["ExecutorchEngine", "best_items", "split_batch"]
-
-_CALL_COST = 1.0  # what a call of ``step`` costs beside its windows, in windows (docs/decisions.md, "Device program")
-_BLOCK = 64  # scores whose largest stands for them all when the best are looked for
+__all__ = ["ExecutorchEngine"]
 
 
 class ExecutorchEngine:
@@ -43,7 +42,14 @@ class ExecutorchEngine:
     step of a training at the most.
     """
 
-    def __init__(self, program: Program, spec: AdapterSpec, manifest: Manifest, columns: Columns | None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        spec: AdapterSpec,
+        manifest: Manifest,
+        columns: Columns | None,
+        frequencies: NDArray[np.int64] | None = None,
+    ) -> None:
         """Take a loaded program.
 
         Args:
@@ -51,11 +57,13 @@ class ExecutorchEngine:
             spec: what its flat vector means.
             manifest: the static sizes.
             columns: (d, num_items) the item table; None where the program holds its items itself.
+            frequencies: (num_items + 1,) how often public users chose each item, where the bundle says it.
 
         Raises:
             BundleError: a table of another size than the manifest's.
         """
         self._program, self._spec, self._manifest, self._columns = program, spec, manifest, columns
+        self._frequencies = frequencies
         self._calling = threading.Lock()
         if columns is not None and columns.shape[1] != manifest.num_items:
             raise BundleError(f"items must be {manifest.num_items}, the catalogue, got {columns.shape[1]} in the table")
@@ -80,7 +88,9 @@ class ExecutorchEngine:
             BundleError: the program or the item table cannot be used.
         """
         columns = open_item_table(bundle / TABLE_FILE) if manifest.has_item_table else None
-        return cls(Program(bundle / PROGRAM_FILE), spec, manifest, columns)
+        known = FREQUENCIES_FILE in manifest.files
+        frequencies = open_frequencies(bundle / FREQUENCIES_FILE) if known else None
+        return cls(Program(bundle / PROGRAM_FILE), spec, manifest, columns, frequencies)
 
     @property
     def spec(self) -> AdapterSpec:
@@ -88,10 +98,20 @@ class ExecutorchEngine:
         return self._spec
 
     def check_plan(self, plan: Plan) -> None:
-        """Raise ConfigError where the program cannot run the plan: its softmax is over the whole catalogue."""
-        require(
-            plan.num_negatives == 0, "num_negatives must be 0 in a bundle's program", num_negatives=plan.num_negatives
-        )
+        """Raise ConfigError where the program cannot run the plan.
+
+        It has one objective with one number of negatives, fixed when it was exported, and it gives no scores by which
+        the host could choose the hard ones.
+        """
+        for name in ("num_negatives", "objective"):
+            asked, wanted = getattr(plan, name), getattr(self._manifest, name)
+            require(asked == wanted, f"{name} must be {wanted} in this bundle's program", **{name: asked})
+        hard = plan.negatives == "hard"
+        require(not hard, "negatives must not be hard in a bundle's program", negatives=plan.negatives)
+        self._sampler(plan)
+
+    def _sampler(self, plan: Plan) -> CandidateSampler:
+        return CandidateSampler(plan, self._manifest.num_items, self._frequencies)
 
     def train(
         self, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
@@ -104,11 +124,15 @@ class ExecutorchEngine:
         self.check_plan(plan)
         self._check_items(windows.history, windows.target)
         self._check_context(windows.context)
+        sampler = self._sampler(plan)
         current, rate = self._spec.check(vector), plan.learning_rate / plan.expected_batch
         for _ in range(plan.steps):
-            chosen = np.flatnonzero(noise.poisson_mask(len(windows), plan.sample_rate))
+            mask = noise.poisson_mask(len(windows), plan.sample_rate)
+            candidates = None
+            if plan.num_negatives:
+                candidates = sampler.candidates(sampler.draw(noise, windows, mask)[mask])
             drawn = noise.gaussian(self._spec.num_trainable, plan.noise_std)
-            stepped = self._step(current, windows, chosen, drawn, plan.clip_norm, rate)
+            stepped = self._step(current, windows[mask], candidates, drawn, plan.clip_norm, rate)
             if plan.weight_decay:  # the program does not know of it
                 stepped = self._decayed(stepped, current, plan.decay)
             current = self._spec.check(stepped, what="trained adapter")
@@ -180,16 +204,17 @@ class ExecutorchEngine:
         self,
         vector: Vector,
         windows: Windows,
-        chosen: NDArray[np.int64],
+        candidates: Candidates | None,
         noise: NDArray[np.float32],
         clip: float,
         rate: float,
     ) -> Vector:
         stepped, at = vector, 0
-        for batch in split_batch(len(chosen), self._manifest.batches):
-            part = chosen[at : at + batch]
+        for batch in split_batch(len(windows), self._manifest.batches):
+            part = np.arange(at, min(at + batch, len(windows)))
             rows, moments = self._rows(windows, part, batch), self._moments(windows, part, batch)
-            result, _ = self._run(f"step_{batch}", vector, *rows, noise, float(clip), float(rate), *moments)
+            extra = () if candidates is None else program_candidates(candidates[part], rows[1])
+            result, _ = self._run(f"step_{batch}", vector, *rows, *extra, noise, float(clip), float(rate), *moments)
             stepped = result if at == 0 else np.add(stepped, result - vector, dtype=np.float32)
             noise, at = np.zeros_like(noise), at + batch  # noise in the first call only
         return stepped
@@ -267,49 +292,3 @@ class ExecutorchEngine:
             if array.size and not (lowest <= array.min() and array.max() <= highest):
                 wrong = array[(array < lowest) | (array > highest)][0]
                 raise DataError(f"item must be a number from {lowest} to {highest}, got item={wrong}")
-
-
-@lru_cache(maxsize=1024)
-def split_batch(size: int, batches: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the variants to call for a batch: those that take the least time together, at least one.
-
-    Args:
-        size: windows in the batch.
-        batches: windows that each variant takes, rising.
-    """
-    largest = batches[-1]
-    whole, rest = divmod(size, largest)
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # by number of windows still to place
-    for windows in range(1, rest + 1):
-        options = ((batch, best[max(0, windows - batch)]) for batch in batches)
-        best.append(min((_CALL_COST + batch + cost, (batch, *calls)) for batch, (cost, calls) in options))
-    calls = (largest,) * whole + tuple(sorted(best[rest][1], reverse=True))
-    return calls or batches[:1]
-
-
-def best_items(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the places of the best scores, best first, without those of minus infinity.
-
-    Exact, and fast on large catalogues: the best ``count`` scores lie in the ``count`` blocks with the largest maxima,
-    so only those blocks are sorted.
-
-    Args:
-        scores: (num_items,).
-        count: how many places at the most.
-    """
-    places = np.arange(len(scores))
-    blocks = len(scores) // _BLOCK
-    if blocks > 2 * count:
-        heads = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK)
-        largest = heads.max(axis=1)
-        bar = np.partition(largest, blocks - count)[blocks - count]  # the count-th largest maximum
-        within = np.flatnonzero(largest >= bar)  # every block that can hold one of the best, ties included
-        tail = places[blocks * _BLOCK :]
-        places = np.concatenate([places[: blocks * _BLOCK].reshape(blocks, _BLOCK)[within].ravel(), tail])
-    kept = scores[places]
-    if len(kept) > count:
-        bar = np.partition(kept, len(kept) - count)[len(kept) - count]
-        places, kept = places[kept >= bar], kept[kept >= bar]
-    finite = kept > -np.inf
-    places, kept = places[finite], kept[finite]
-    return places[np.argsort(-kept, kind="stable")][:count]

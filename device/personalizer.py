@@ -27,7 +27,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -347,7 +347,7 @@ class Personalizer:
         outcome serves only if its loss on them is no higher than before, and no higher than the shared adapter's.
 
         Args:
-            plan: the public numbers; by default ``PERSONAL_PLAN``, without noise.
+            plan: the public numbers; by default ``PERSONAL_PLAN``, without noise, with the bundle's objective.
             noise: by default a fresh source keyed by the operating system; another one for tests only.
             cancel: looked at before every step; a training that it stops goes on in the next call.
             on_step: told after every step.
@@ -360,7 +360,11 @@ class Personalizer:
         """
         with self._state.folder.held():
             self._check_eligible("personal")
-            return self._learner.train(plan or PERSONAL_PLAN, noise or AesNoise(), cancel, on_step)
+            return self._learner.train(plan or self._personal_plan(), noise or AesNoise(), cancel, on_step)
+
+    def _personal_plan(self) -> Plan:
+        manifest = self._manifest
+        return replace(PERSONAL_PLAN, objective=manifest.objective, num_negatives=manifest.num_negatives)
 
     def update(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ownlet.export.frozen import FrozenBase
 from ownlet.export.lower import Backend, lower
+from ownlet.export.objectives import ProgramObjective
 from ownlet.export.programs import BATCHES, Method, ProgramShape, build_methods
 from ownlet.export.verify import verify_program
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, save_adapter
@@ -22,11 +23,13 @@ from ownlet.shared.base import save_base_weights
 from ownlet.shared.bundle_items import items_lines
 from ownlet.shared.config import FederationConfig, WindowConfig
 from ownlet.shared.errors import BundleError, require
+from ownlet.shared.frequencies import save_frequencies
 from ownlet.shared.interactions import Item
 from ownlet.shared.item_table import Quantize, open_item_table, save_item_table
 from ownlet.shared.manifest import (
     ADAPTER_FILE,
     BASE_FILE,
+    FREQUENCIES_FILE,
     ITEMS_FILE,
     PROGRAM_FILE,
     TABLE_FILE,
@@ -62,6 +65,8 @@ def write_bundle(
     federation: FederationConfig | None = None,
     with_base: bool = False,
     quantize: Quantize = "none",
+    objective: ProgramObjective = "softmax",
+    num_negatives: int = 0,
 ) -> Manifest:
     """Lower, write and verify a bundle, then put it in its place.
 
@@ -85,6 +90,9 @@ def write_bundle(
         federation: the public numbers of the federated run that the bundle belongs to.
         with_base: also write the base's weights, for devices that train with PyTorch.
         quantize: ``int8`` stores the item table in a quarter of the bytes, rounded; the device multiplies it out.
+        objective: what the training step minimises: ``softmax``, ``bpr``, ``bce`` or ``listnet``.
+        num_negatives: candidates of a window that stand for the catalogue in it; 0 is the whole catalogue. Then how
+            frequent items are goes along, where the base knows it.
 
     Returns:
         The manifest, read back.
@@ -97,8 +105,10 @@ def write_bundle(
     check_inputs(model, spec, items)
     base = FrozenBase.of(model)
     room = capacity or max(2 * base.num_items, base.num_items + 1000)
-    fitting = _fitting_batches(windows.row_length, room) if batches is None else tuple(batches)
-    shape = ProgramShape(windows=windows, batches=fitting, capacity=room)
+    fitting = _fitting_batches(windows.row_length, num_negatives or room) if batches is None else tuple(batches)
+    shape = ProgramShape(
+        windows=windows, batches=fitting, capacity=room, objective=objective, num_negatives=num_negatives
+    )
     with replaced(folder) as work:
         save_adapter(work / ADAPTER_FILE, spec, vector, version=version)
         save_item_table(work / TABLE_FILE, base.item_columns().numpy(), quantize=quantize)
@@ -108,8 +118,10 @@ def write_bundle(
         write_atomic(work / PROGRAM_FILE, lower(methods, backend, capacity=room))
         if with_base:
             save_base_weights(work / BASE_FILE, model)
+        if num_negatives and model.frequencies is not None:
+            save_frequencies(work / FREQUENCIES_FILE, model.frequencies.numpy(force=True))
         verify_program(work / PROGRAM_FILE, methods, base, spec)
-        names = (ADAPTER_FILE, TABLE_FILE, ITEMS_FILE, PROGRAM_FILE, *((BASE_FILE,) if with_base else ()))
+        names = (ADAPTER_FILE, TABLE_FILE, ITEMS_FILE, PROGRAM_FILE, BASE_FILE, FREQUENCIES_FILE)
         manifest = Manifest(
             backend=backend,
             base_hash=spec.base_hash,
@@ -121,11 +133,13 @@ def write_bundle(
             batches=shape.batches,
             windows=windows,
             methods=tuple(describe_method(method) for method in methods),
-            files={name: describe_file(work / name) for name in names},
+            files={name: describe_file(work / name) for name in names if (work / name).exists()},
             versions={name: package_version(name) for name in ("ownlet", "torch", "executorch")},
             federation=federation,
             quantize=quantize,
             context=base.config.context,
+            objective=objective,
+            num_negatives=num_negatives,
         )
         write_manifest(work, manifest)
         return read_manifest(work)
@@ -144,9 +158,9 @@ def replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _fitting_batches(row_length: int, capacity: int) -> tuple[int, ...]:
+def _fitting_batches(row_length: int, scored: int) -> tuple[int, ...]:
     smallest, *larger = BATCHES
-    scores_bytes = 2 * 4 * row_length * capacity  # of one window: logits and probabilities
+    scores_bytes = 2 * 4 * row_length * scored  # of one window: logits and probabilities
     return (smallest, *(batch for batch in larger if batch * scores_bytes <= _SCORES_BYTES))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ownlet.export.frozen import FrozenBase
 from ownlet.export.programs import Method, ProgramShape, build_methods
 from ownlet.export.verify import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, random_arguments
 from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, load_adapter
+from ownlet.shared.candidates import CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.context import context_rows
 from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, Manifest, read_manifest
@@ -79,7 +80,13 @@ def write_golden(bundle: Path, folder: Path, model: SASRec, *, seed: int = 0) ->
     manifest = read_manifest(bundle)
     spec, vector, _ = load_adapter(bundle / ADAPTER_FILE, base_hash=hash_state(model.state_dict()))
     base = FrozenBase.of(model)
-    shape = ProgramShape(windows=manifest.windows, batches=manifest.batches, capacity=manifest.capacity)
+    shape = ProgramShape(
+        windows=manifest.windows,
+        batches=manifest.batches,
+        capacity=manifest.capacity,
+        objective=manifest.objective,
+        num_negatives=manifest.num_negatives,
+    )
     methods = build_methods(base, spec, shape)
     generator = torch.Generator().manual_seed(seed)
     cases = {m.name: [_case(m, base, spec, generator, trial) for trial in range(_CASES)] for m in methods}
@@ -99,23 +106,35 @@ def golden_training(
 ) -> Vector:
     """Return the adapter (P,) that the golden plan and key make of ``vector``, step by step in eager PyTorch.
 
-    Each step draws one coin per window, then one normal per trained number, both from the streams of the key.
-    ``context`` is (num_events, fields), the moment of each event, where the base reads any.
+    Each step draws one coin per window, the candidates of every window where the program takes any, uniformly, and one
+    normal per trained number, each from its own stream of the key. ``context`` is (num_events, fields), the moment of
+    each event, where the base reads any.
     """
     windows, noise = cut_windows(events, manifest.windows, context), AesNoise(_KEY)
+    plan = _plan(manifest)
+    sampler = CandidateSampler(plan, base.num_items)
     rows = [torch.from_numpy(array) for array in (windows.history, windows.target, windows.valid)]
     moments = [] if windows.context is None else [torch.from_numpy(windows.context)]
     clip, rate = torch.tensor(_PLAN.clip_norm), torch.tensor(_PLAN.learning_rate / _PLAN.expected_batch)
     current = torch.from_numpy(vector)
     for _ in range(_PLAN.steps):
-        chosen = torch.from_numpy(noise.poisson_mask(len(windows), _PLAN.sample_rate))
+        mask = noise.poisson_mask(len(windows), _PLAN.sample_rate)
+        chosen, candidates = torch.from_numpy(mask), None
+        if plan.num_negatives:
+            candidates = sampler.candidates(sampler.draw(noise, windows, mask)[mask])
         drawn = torch.from_numpy(noise.gaussian(spec.num_trainable, _PLAN.noise_std))
         history, target, valid = (row[chosen] for row in rows)
         known = (rows[chosen] for rows in moments)
-        stepped, _, _ = dp_sgd_step(base, spec, current, history, target, valid, drawn, clip, rate, *known)
+        stepped, _, _ = dp_sgd_step(
+            base, spec, current, history, target, valid, drawn, clip, rate, *known, candidates=candidates
+        )
         stepped[spec.trainable] -= _PLAN.decay * current[spec.trainable]
         current = stepped
     return current.numpy()
+
+
+def _plan(manifest: Manifest) -> Plan:
+    return replace(_PLAN, objective=manifest.objective, num_negatives=manifest.num_negatives)
 
 
 def _case(method: Method, base: FrozenBase, spec: AdapterSpec, generator: torch.Generator, trial: int) -> Case:
@@ -185,5 +204,5 @@ def _words(manifest: Manifest) -> dict[str, str]:
         "rtol": repr(RELATIVE_TOLERANCE),
         "atol": repr(ABSOLUTE_TOLERANCE),
         "noise": json.dumps({"rate": _RATE, "std": _STD}),
-        "plan": json.dumps(asdict(_PLAN)),
+        "plan": json.dumps(asdict(_plan(manifest))),
     }

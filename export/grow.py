@@ -20,10 +20,12 @@ from ownlet.shared.adapter import load_adapter
 from ownlet.shared.bundle_items import items_lines, read_catalogue
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import BundleError, require
+from ownlet.shared.frequencies import open_frequencies, save_frequencies
 from ownlet.shared.interactions import Item
 from ownlet.shared.item_table import open_item_table, save_item_table
 from ownlet.shared.manifest import (
     ADAPTER_FILE,
+    FREQUENCIES_FILE,
     ITEMS_FILE,
     PROGRAM_FILE,
     TABLE_FILE,
@@ -78,10 +80,14 @@ def grow_catalogue(bundle: Path, folder: Path, items: Sequence[Item], vectors: N
         for name in (ADAPTER_FILE, PROGRAM_FILE):
             shutil.copyfile(bundle / name, work / name)
         save_item_table(work / TABLE_FILE, grown, quantize=old.quantize)
+        if FREQUENCIES_FILE in old.files:  # no public user has chosen a new item yet
+            save_frequencies(
+                work / FREQUENCIES_FILE, np.pad(open_frequencies(bundle / FREQUENCIES_FILE), (0, len(items)))
+            )
         write_atomic(work / ITEMS_FILE, items_lines([*known, *items]).encode())
         _check_scores(work, old, table, open_item_table(work / TABLE_FILE))
-        names = (ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, ITEMS_FILE)
-        files = {name: describe_file(work / name) for name in names}
+        names = (ADAPTER_FILE, PROGRAM_FILE, TABLE_FILE, ITEMS_FILE, FREQUENCIES_FILE)
+        files = {name: describe_file(work / name) for name in names if (work / name).exists()}
         write_manifest(work, replace(old, num_items=total, files=files))
         return read_manifest(work)
 

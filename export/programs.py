@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from ownlet.export.frozen import FrozenBase
+from ownlet.export.objectives import EXTRA_ARGUMENTS, ProgramObjective, check_objective, extra_examples
 from ownlet.export.serving import score_columns
 from ownlet.export.training import loss_columns, step_columns
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.candidates import Candidates
 from ownlet.shared.config import WindowConfig
 from ownlet.shared.errors import require
 from ownlet.shared.lora import applied
+from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.objectives import softmax_loss
 from ownlet.shared.step import dp_sgd_step
 
@@ -36,15 +39,20 @@ class ProgramShape:
         windows: how a history is cut; ``row_length`` is the length of a row of ``step`` and ``loss``.
         batches: windows in one call of each variant of ``step``, rising.
         capacity: the most items that a catalogue may grow to.
+        objective: what ``step`` minimises; ``loss`` is the full softmax whatever it is.
+        num_negatives: candidates of a window that stand for the catalogue in it; 0 is the whole catalogue.
     """
 
     windows: WindowConfig
     batches: tuple[int, ...] = BATCHES
     capacity: int
+    objective: ProgramObjective = "softmax"
+    num_negatives: int = 0
 
     def __post_init__(self) -> None:
         rising = len(self.batches) > 0 and list(self.batches) == sorted(set(self.batches)) and self.batches[0] >= 1
         require(rising, "batches must be rising numbers, at least 1", batches=self.batches)
+        check_objective(self.objective, self.num_negatives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +81,8 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
 
     * ``score(vector (P,), items (d, num_items), history (1, max_length), length (1,)) -> scores (1, num_items)``
     * ``step_B(vector, items, history (B, row_length), target, valid, noise (num_trainable,), clip (), rate ()) ->
-      vector, norms (B,)`` for every B of ``shape.batches``: ``shared.step.dp_sgd_step``.
+      vector, norms (B,)`` for every B of ``shape.batches``: ``shared.step.dp_sgd_step``; with candidates, their
+      arguments (``objectives.EXTRA_ARGUMENTS``) stand behind ``valid``.
     * ``loss(vector, items, history, target, valid) -> losses (B,)`` for the smallest B.
 
     Where the base reads context, each has one more argument, the last: ``context`` (1, max_length, fields) or
@@ -91,7 +100,7 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
     require(row_length <= max_length, f"row_length must be at most max_length {max_length}", row_length=row_length)
     enough = shape.capacity >= base.num_items
     require(enough, f"capacity must be at least num_items {base.num_items}", capacity=shape.capacity)
-    steps = (_step(base, spec, batch, row_length) for batch in shape.batches)
+    steps = (_step(base, spec, batch, shape) for batch in shape.batches)
     return (_score(base, spec), *steps, _loss(base, spec, shape.batches[0], row_length))
 
 
@@ -115,23 +124,42 @@ def _score(base: FrozenBase, spec: AdapterSpec) -> Method:
     )
 
 
-def _step(base: FrozenBase, spec: AdapterSpec, batch: int, row_length: int) -> Method:
+def _step(base: FrozenBase, spec: AdapterSpec, batch: int, shape: ProgramShape) -> Method:
+    extra = EXTRA_ARGUMENTS[shape.objective] if shape.num_negatives else ()
+
+    first, last = 3, 3 + len(extra)  # places of the candidates
+
     def function(vector: Tensor, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        return step_columns(base, spec, vector, items, *rest)
+        others, given = (*rest[:first], *rest[last:]), rest[first:last]
+        return step_columns(base, spec, vector, items, *others, extra=given, objective=shape.objective)
 
     def reference(vector: Tensor, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        stepped, _, norms = dp_sgd_step(base, spec, vector, *rest)
+        others, given = (*rest[:first], *rest[last:]), dict(zip(extra, rest[first:last], strict=True))
+        candidates = _candidates(shape, given) if extra else None
+        stepped, _, norms = dp_sgd_step(base, spec, vector, *others, candidates=candidates)
         return stepped, norms
 
+    row_length = shape.windows.row_length
+    examples = extra_examples(shape.objective, batch, row_length, shape.num_negatives) if extra else ()
     numbers = (torch.zeros(spec.num_trainable), torch.tensor(1.0), torch.tensor(0.1))
-    more = _context(base, batch, row_length)
+    start, more = (torch.zeros(spec.size), base.item_columns()), _context(base, batch, row_length)
     return Method(
         name=f"step_{batch}",
         function=function,
         reference=reference,
-        arguments=("vector", "items", "history", "target", "valid", "noise", "clip", "rate", *more),
-        example=(torch.zeros(spec.size), base.item_columns(), *_windows(batch, row_length), *numbers, *more.values()),
+        arguments=("vector", "items", "history", "target", "valid", *extra, "noise", "clip", "rate", *more),
+        example=(*start, *_windows(batch, row_length), *examples, *numbers, *more.values()),
         results=("vector", "norms"),
+    )
+
+
+def _candidates(shape: ProgramShape, given: dict[str, Tensor]) -> Candidates:
+    """Return what the shared code makes of a step's arguments; which candidates take part it sees for itself."""
+    return Candidates(
+        config=ObjectiveConfig(objective=shape.objective, num_negatives=shape.num_negatives),
+        items=given["negatives"],
+        correction=given.get("correction", torch.zeros_like(given["negatives"], dtype=torch.float32)),
+        positive_weight=float(given.get("positive_weight", 1.0)),
     )
 
 

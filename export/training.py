@@ -2,7 +2,7 @@
 
 The gradient of the full softmax with respect to a hidden state is known, ``softmax(h E) Eᵀ - e_target``, and the way
 back from there is that of ``parts``. The item table, an input whose width only the device knows, meets two products and
-nothing else.
+nothing else. Other objectives, and softmax with sampled negatives, have their gradient in ``objectives``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear as product
 
 from ownlet.export.frozen import FrozenBase, look_up
+from ownlet.export.objectives import candidate_gradient
 from ownlet.export.parts import Back, Tape, block, layer_norm, sum_of_last
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.step import factors_of
@@ -31,6 +32,9 @@ def step_columns(
     clip: Tensor,
     rate: Tensor,
     context: Tensor | None = None,
+    *,
+    extra: tuple[Tensor, ...] = (),
+    objective: str = "softmax",
 ) -> tuple[Tensor, Tensor]:
     """Take one step of DP-SGD; see ``shared.step.dp_sgd_step`` for the arguments.
 
@@ -46,6 +50,8 @@ def step_columns(
         clip: () C.
         rate: () learning rate divided by the expected batch.
         context: (batch, length, fields) rows of the context of each position, where the base reads any.
+        extra: candidates, as ``objectives.EXTRA_ARGUMENTS`` names them; none is the full softmax.
+        objective: what is minimised over the candidates.
 
     Returns:
         the new vector (P,) and gradient norms (batch,).
@@ -53,7 +59,11 @@ def step_columns(
     tape = Tape.of(spec, vector)
     hidden, back = _encode(base, tape, columns, history, context)  # (batch, length, d)
     share = valid / sum_of_last(valid).clamp(min=1.0)  # (batch, length): each position's part of its window's mean
-    back(_softmax_gradient(hidden, columns, target) * share.view(*share.shape, 1))
+    if extra:
+        gradient = candidate_gradient(objective, hidden, columns, target, *extra)
+    else:
+        gradient = _softmax_gradient(hidden, columns, target)
+    back(gradient * share.view(*share.shape, 1))
     gradients = _gradients(spec, tape)  # (batch, num_trainable)
     norms = torch.sqrt(sum_of_last(gradients * gradients)).view(-1)
     weighted = torch.bmm(factors_of(norms, clip).view(1, 1, -1), gradients.view(1, *gradients.shape))

@@ -97,6 +97,15 @@ def random_arguments(
             values[name] = (torch.rand(shape, generator=generator) < trial / 3).float()
             if trial < 3:
                 values[name][0] = 0.0  # a window without a valid position
+        elif name == "negatives":
+            values[name] = items(shape)
+            values[name][:, 0] = values["target"][:, -1]  # a candidate that is a target takes no part there
+        elif name == "kept":
+            values[name] = (values["negatives"].unsqueeze(1) != values["target"].unsqueeze(2)).float()
+        elif name == "correction":
+            values[name] = torch.rand(shape, generator=generator)
+        elif name == "positive_weight":
+            values[name] = torch.tensor((trial + 1) / 4)
         elif name == "noise":
             values[name] = 0.1 * torch.randn(shape, generator=generator)
         elif name == "clip":

@@ -1,8 +1,9 @@
 """What a bundle says about itself, and the check that it is what it says.
 
 A bundle is a folder of ``program.pte``, ``adapter.safetensors``, ``items.safetensors`` (the item table),
-``items.jsonl`` (ids and titles), ``manifest.json`` and, where asked for, ``base.safetensors``. The program of a base
-that is not SASRec holds its items itself: such a bundle has no item table. The manifest holds the
+``items.jsonl`` (ids and titles), ``manifest.json``, ``frequencies.safetensors`` where the program takes negatives and,
+where asked for, ``base.safetensors``. The program of a base that is not SASRec holds its items itself: such a bundle
+has no item table. The manifest holds the
 size and SHA-256 of every other file and a SHA-256 of itself, so a truncated or altered bundle is refused before any of
 it is used. The hashes find damage, not forgery: who can replace the manifest can replace its hash.
 
@@ -19,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ownlet.shared.config import FederationConfig, WindowConfig
 from ownlet.shared.context import ContextField
@@ -31,6 +32,7 @@ __all__ = [
     "ADAPTER_FILE",
     "BASE_FILE",
     "FORMAT_VERSION",
+    "FREQUENCIES_FILE",
     "ITEMS_FILE",
     "MANIFEST_FILE",
     "PROGRAM_FILE",
@@ -51,6 +53,7 @@ ADAPTER_FILE = "adapter.safetensors"
 ITEMS_FILE = "items.jsonl"
 TABLE_FILE = "items.safetensors"
 BASE_FILE = "base.safetensors"
+FREQUENCIES_FILE = "frequencies.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,8 @@ class Manifest:
         federation: the public numbers of the federated run that this bundle belongs to, if it belongs to one.
         quantize: how the item table is stored: ``none`` (float32) or ``int8``.
         context: what the base reads of the moment of each question: then every method's last argument is its rows.
+        objective: what the program's ``step`` minimises (``shared.objectives``).
+        num_negatives: candidates of a window that stand for the catalogue in it; 0 is the whole catalogue.
     """
 
     backend: str
@@ -116,6 +121,8 @@ class Manifest:
     federation: FederationConfig | None = None
     quantize: Quantize = "none"
     context: tuple[ContextField, ...] = ()
+    objective: Literal["softmax", "bpr", "bce", "listnet"] = "softmax"
+    num_negatives: int = 0
 
     @property
     def has_item_table(self) -> bool:

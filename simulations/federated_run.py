@@ -20,13 +20,15 @@ from ownlet.server.checkpoint import RoundResult
 from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
-from ownlet.shared.config import AdapterConfig, FederationConfig, simulated_federation
+from ownlet.shared.candidates import CandidateSampler
+from ownlet.shared.config import AdapterConfig, FederationConfig, Plan, simulated_federation
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
+from ownlet.shared.recommender import known_frequencies
 from ownlet.simulations.board import Board
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
@@ -158,6 +160,7 @@ def run_federated(
     """
     started = time.monotonic()
     fleet, model, spec = load_parts(config)
+    _check_negatives(config.federation.plan, model)
     start = start_adapter(
         config.adapter,
         config.compression,
@@ -259,6 +262,11 @@ def load_parts(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
     return fleet, model, attach_adapter(model, config.adapter)
 
 
+def _check_negatives(plan: Plan, model: SASRec) -> None:
+    """Raise ConfigError, before the first round, where the plan's negatives need to know more than the base does."""
+    CandidateSampler(plan, model.num_items, known_frequencies(model))
+
+
 def _grid(config: FederatedRunConfig) -> AbstractContextManager[Grid | None]:
     """Return the Ray grid where it is asked for; None stands for nodes in this process."""
     if config.grid == "in-process":
@@ -289,10 +297,20 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
         return OpacusEngine(model, spec)
     from ownlet.device.executorch_engine import ExecutorchEngine
     from ownlet.export.bundle import write_bundle
+    from ownlet.export.objectives import program_objective
 
     bundle = folder / "bundle"
+    plan = config.federation.plan
     write_bundle(
-        bundle, model, spec, vector, version=0, items=load_catalogue(config.base), windows=config.federation.windows
+        bundle,
+        model,
+        spec,
+        vector,
+        version=0,
+        items=load_catalogue(config.base),
+        windows=config.federation.windows,
+        objective=program_objective(plan.objective),
+        num_negatives=plan.num_negatives,
     )
     return ExecutorchEngine.open(bundle)
 

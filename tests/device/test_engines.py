@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ownlet.device.executorch_engine import ExecutorchEngine, best_items, split_batch
+from ownlet.device.executorch_engine import ExecutorchEngine
 from ownlet.device.opacus_engine import OpacusEngine
+from ownlet.device.program_calls import best_items, split_batch
 from ownlet.device.train import Engine
 from ownlet.export.frozen import FrozenBase
 from ownlet.export.lower import lower
