@@ -64,6 +64,9 @@ def export(
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Also write the base's weights, for devices that train with PyTorch.")
     ] = False,
+    ranking_head: Annotated[
+        Path | None, typer.Option(help="The ranking.safetensors of `ownlet rank-head`: devices rank in two stages.")
+    ] = None,
     golden: Annotated[
         Path | None, typer.Option(help="Folder for golden vectors, with which a port to a phone proves itself.")
     ] = None,
@@ -80,6 +83,7 @@ def export(
     from ownlet.shared.config import AdapterConfig, WindowConfig
     from ownlet.shared.errors import require
     from ownlet.shared.lora import attach_adapter, attach_spec
+    from ownlet.shared.ranking import load_ranking
     from ownlet.simulations.pretrain import load_base, load_catalogue
     from ownlet.simulations.results import terms_of
 
@@ -91,6 +95,7 @@ def export(
     else:
         spec, vector, version = load_adapter(adapter, base_hash=base_hash)
         attach_spec(model, spec)
+    ranking = None if ranking_head is None else load_ranking(ranking_head, base_hash=base_hash)
     terms = None if adapter is None else terms_of(adapter.parent)
     windows = terms.windows if terms else WindowConfig(window_length=window_length or 20)
     require(
@@ -118,9 +123,10 @@ def export(
             quantize=quantize.value,
             objective=chosen,
             num_negatives=number,
+            ranking=ranking,
         )
         if golden is not None:
-            write_golden(out, golden, model)
+            write_golden(out, golden, model, ranking=ranking)
     for name, file in manifest.files.items():
         console.print(f"{out / name}: {file.size_bytes:,} bytes", highlight=False, soft_wrap=True)
 

@@ -25,6 +25,7 @@ from ownlet.cli.export import export
 from ownlet.cli.grow import grow
 from ownlet.cli.ledger import show, verify
 from ownlet.cli.pretrain import pretrain
+from ownlet.cli.rank_head import rank_head
 from ownlet.cli.simulate import simulate
 from ownlet.cli.store import store
 from ownlet.cli.sweep import sweep
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "sweep": sweep,
     "pretrain": pretrain,
+    "rank-head": rank_head,
     "store": store,
     "simulate": simulate,
     "evaluate": evaluate,

@@ -9,7 +9,7 @@ from ownlet.device.executorch_engine import ExecutorchEngine
 from ownlet.device.train import LocalEngine
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.errors import BundleError, require
-from ownlet.shared.manifest import BASE_FILE, Manifest
+from ownlet.shared.manifest import BASE_FILE, RANKING_FILE, Manifest
 
 __all__ = ["EngineName", "open_engine"]
 
@@ -37,7 +37,10 @@ def open_engine(name: EngineName, bundle: Path, manifest: Manifest, spec: Adapte
     from ownlet.device.opacus_engine import OpacusEngine  # PyTorch's autograd and Opacus: only where they are asked for
     from ownlet.shared.base import load_base_weights
     from ownlet.shared.lora import attach_spec
+    from ownlet.shared.ranking import load_ranking
 
     model = load_base_weights(bundle / BASE_FILE)
     attach_spec(model, spec)
-    return OpacusEngine(model, spec)
+    ranks = manifest.num_candidates > 0
+    ranking = load_ranking(bundle / RANKING_FILE, base_hash=manifest.base_hash) if ranks else None
+    return OpacusEngine(model, spec, ranking)

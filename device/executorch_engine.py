@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.device.program_calls import best_items, program_candidates, split_batch
+from ownlet.device.stages import rank_candidates
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter
 from ownlet.shared.candidates import Candidates, CandidateSampler
@@ -27,7 +29,15 @@ from ownlet.shared.context import num_context_rows
 from ownlet.shared.errors import BundleError, DataError, require
 from ownlet.shared.frequencies import open_frequencies
 from ownlet.shared.item_table import Columns, open_item_table
-from ownlet.shared.manifest import ADAPTER_FILE, FREQUENCIES_FILE, PROGRAM_FILE, TABLE_FILE, Manifest, read_manifest
+from ownlet.shared.manifest import (
+    ADAPTER_FILE,
+    FREQUENCIES_FILE,
+    PROGRAM_FILE,
+    RANK_METHOD,
+    TABLE_FILE,
+    Manifest,
+    read_manifest,
+)
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.program import Program
 from ownlet.shared.windows import Windows
@@ -163,7 +173,7 @@ class ExecutorchEngine:
         barred: NDArray[np.bool_] | None = None,
         context: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best items that are not barred.
+        """Return the best items that are not barred; where the program can rank, they are in the order of ``rank``.
 
         Args:
             vector: (P,) the adapter.
@@ -182,8 +192,14 @@ class ExecutorchEngine:
             scores[history - 1] = -np.inf
         else:
             scores[barred[1:]] = -np.inf
-        best = best_items(scores, self._manifest.top_k)
-        return best + 1, scores[best]
+        if not self._manifest.num_candidates:
+            best = best_items(scores, self._manifest.top_k)
+            return best + 1, scores[best]
+        candidates = best_items(scores, self._manifest.num_candidates) + 1
+        items, scores = rank_candidates(
+            candidates, self._manifest.num_candidates, partial(self._rank, vector, history, context)
+        )
+        return items[: self._manifest.top_k], scores[: self._manifest.top_k]
 
     def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
         """Return the loss of every window, (num_windows,)."""
@@ -227,20 +243,39 @@ class ExecutorchEngine:
     def _scores(
         self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None
     ) -> NDArray[np.float32]:
-        """Return scores (num_items,); place i - 1 belongs to item i. An empty history is one padding event."""
+        """Return scores (num_items,); place i - 1 belongs to item i."""
+        row, length, *moments = self._request(history, context)
+        (scores,) = self._run("score", self._spec.check(vector), row, length, *moments)
+        first: NDArray[np.float32] = scores[0]
+        return first
+
+    def _rank(
+        self,
+        vector: Vector,
+        history: NDArray[np.int64],
+        context: NDArray[np.int64] | None,
+        candidates: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Return the ranking stage's scores (1, C) of candidates (1, C)."""
+        row, length, *moments = self._request(history, context)
+        (scores,) = self._run(RANK_METHOD, vector, row, length, candidates, *moments)
+        return scores
+
+    def _request(self, history: NDArray[np.int64], context: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], ...]:
+        """Return history (1, max_length), length (1,) and context, where the base reads any.
+
+        An empty history is one padding event.
+        """
         self._check_items(history, lowest=1)
         self._check_context(context)
         kept = history[-self._manifest.max_length :]
         row = np.zeros((1, self._manifest.max_length), np.int64)
         row[0, : len(kept)] = kept
-        length = np.array([max(1, len(kept))], np.int64)
         moments = []
         if self._manifest.context:
             longest = self._manifest.max_length
             moments = [self._filled((1, longest), [] if context is None else [context[-longest:]])]
-        (scores,) = self._run("score", self._spec.check(vector), row, length, *moments)
-        first: NDArray[np.float32] = scores[0]
-        return first
+        return row, np.array([max(1, len(kept))], np.int64), *moments
 
     def _run(self, method: str, vector: Vector, *rest: NDArray[np.generic] | float) -> tuple[NDArray[np.float32], ...]:
         with self._calling:

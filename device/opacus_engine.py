@@ -14,6 +14,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,20 @@ from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor, nn
 
+from ownlet.device.stages import rank_candidates
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.candidates import Candidates, CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.context import pad_context
-from ownlet.shared.errors import ConfigError
+from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.interactions import pad_histories
 from ownlet.shared.lora import applied, replace_module
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.objectives import softmax_loss, training_loss
 from ownlet.shared.probe import check_adapter, check_layers, check_recommender
+from ownlet.shared.ranking import RankingHead
 from ownlet.shared.recommender import Recommender, known_frequencies, last_scores, module_of, scores
 from ownlet.shared.sites import BottleneckLinear, LoRALinear, PrefixSite
 from ownlet.shared.windows import Windows
@@ -124,12 +127,13 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]
 class OpacusEngine:
     """Trains with Opacus on a copy of the model, scores with eager PyTorch; a ``device.train.LocalEngine``."""
 
-    def __init__(self, model: Recommender, spec: AdapterSpec) -> None:
+    def __init__(self, model: Recommender, spec: AdapterSpec, ranking: RankingHead | None = None) -> None:
         """Copy the model and wrap it, once for all users.
 
         Args:
             model: the frozen base, prepared with ``attach``. It is not changed.
             spec: its adapter's spec.
+            ranking: the base's ranking head: then ``recommend`` has two stages.
 
         Raises:
             PrivacyError: the base has batch normalisation, whose running statistics would carry one window's data
@@ -140,7 +144,9 @@ class OpacusEngine:
         if not isinstance(model, SASRec):  # whose behaviour tests pin
             check_recommender(model)
             check_adapter(model, spec)
-        self._spec, self._num_items = spec, model.num_items
+        ranks = ranking is None or isinstance(model, SASRec)
+        require(ranks, "base must be a SASRec where there is a ranking head", base=type(model).__name__)
+        self._spec, self._num_items, self._ranking = spec, model.num_items, ranking
         self._frequencies = known_frequencies(model)
         self._eager, self._mutex = copy.deepcopy(model), threading.Lock()
         module_of(self._eager).eval().requires_grad_(False)
@@ -200,13 +206,9 @@ class OpacusEngine:
         self, vector: Vector, history: NDArray[np.int64], context: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
         """Score every item as the next one, (num_items + 1,); see ``device.train.LocalEngine``."""
-        kept = history[-self._eager.max_length :]
-        row, lengths = pad_histories([kept], self._eager.max_length)
-        moments = None
-        if context is not None:
-            moments = torch.from_numpy(pad_context([context], self._eager.max_length, context.shape[1]))
+        request = self._request(history, context)
         with self._mutex, torch.no_grad(), applied(module_of(self._eager), self._spec.split(torch.from_numpy(vector))):
-            last = last_scores(self._eager, torch.from_numpy(row), torch.from_numpy(lengths), moments)
+            last = last_scores(self._eager, *request)
         return last[0].numpy()
 
     def recommend(
@@ -216,11 +218,13 @@ class OpacusEngine:
         barred: NDArray[np.bool_],
         context: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return all items that are not barred, best first, and their scores."""
+        """Return all items that are not barred, or a ranking head's candidates, best first, and their scores."""
         scores = self.score(vector, history, context)
         allowed = np.flatnonzero(~barred[1:]) + 1
         best = allowed[np.argsort(-scores[allowed], kind="stable")]
-        return best, scores[best]
+        if self._ranking is None:
+            return best, scores[best]
+        return rank_candidates(best, self._ranking.config.num_candidates, partial(self._rank, vector, history, context))
 
     def loss(self, vector: Vector, windows: Windows) -> NDArray[np.float32]:
         """Return the loss of every window, (num_windows,)."""
@@ -229,6 +233,31 @@ class OpacusEngine:
             table = scores(self._eager, rows[0], _tensor(windows.context))
             losses: NDArray[np.float32] = softmax_loss(table, rows[1], rows[2]).numpy()
         return losses
+
+    def _rank(
+        self,
+        vector: Vector,
+        history: NDArray[np.int64],
+        context: NDArray[np.int64] | None,
+        candidates: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Return the ranking head's scores (1, C) of candidates (1, C)."""
+        model, head = self._eager, self._ranking
+        assert isinstance(model, SASRec)  # checked when the engine was made
+        assert head is not None
+        request = self._request(history, context)
+        with self._mutex, torch.no_grad(), applied(model, self._spec.split(torch.from_numpy(vector))):
+            ranked: NDArray[np.float32] = head.rank(model, torch.from_numpy(candidates), *request).numpy()
+        return ranked
+
+    def _request(
+        self, history: NDArray[np.int64], context: NDArray[np.int64] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return history (1, max_length), length (1,) and context, where any is known."""
+        longest = self._eager.max_length
+        row, lengths = pad_histories([history[-longest:]], longest)
+        moments = None if context is None else torch.from_numpy(pad_context([context], longest, context.shape[1]))
+        return torch.from_numpy(row), torch.from_numpy(lengths), moments
 
     def _train_user(self, start: Vector, windows: Windows, plan: Plan, noise: NoiseSource) -> Vector:
         return list(self.steps(start, windows, plan, noise))[-1]

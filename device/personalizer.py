@@ -68,7 +68,7 @@ _DAY_SECONDS = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """One recommended item: its original id, its title and the model's score (a logit)."""
+    """One recommended item: its original id, its title and the model's score (a logit; of the last stage)."""
 
     item: str
     title: str
@@ -284,6 +284,8 @@ class Personalizer:
         context: Mapping[str, str] | None = None,
     ) -> list[Recommendation]:
         """Return the k best items, best first; fewer where fewer are left.
+
+        Where the bundle has a ranking stage, the best by ``score`` are its candidates, and it orders them.
 
         Args:
             k: at most the bundle's ``top_k``.

@@ -32,6 +32,7 @@ from ownlet.shared.manifest import (
     FREQUENCIES_FILE,
     ITEMS_FILE,
     PROGRAM_FILE,
+    RANKING_FILE,
     TABLE_FILE,
     Manifest,
     MethodEntry,
@@ -41,6 +42,7 @@ from ownlet.shared.manifest import (
     write_manifest,
 )
 from ownlet.shared.model import SASRec
+from ownlet.shared.ranking import RankingHead, save_ranking
 from ownlet.shared.recommender import Recommender, module_of
 from ownlet.shared.store import write_atomic
 
@@ -67,6 +69,7 @@ def write_bundle(
     quantize: Quantize = "none",
     objective: ProgramObjective = "softmax",
     num_negatives: int = 0,
+    ranking: RankingHead | None = None,
 ) -> Manifest:
     """Lower, write and verify a bundle, then put it in its place.
 
@@ -83,7 +86,8 @@ def write_bundle(
         windows: how a device cuts its history for training.
         batches: windows in one call of each variant of ``step``, rising; by default those of 1, 4 and 16 whose scores
             take at most 256 MiB, 1 in any case.
-        top_k: the most recommendations in one answer; the whole catalogue where that is smaller.
+        top_k: the most recommendations in one answer; the whole catalogue where that is smaller, or the candidates of
+            the ranking head.
         capacity: the most items that the catalogue may grow to without a new program; by default twice its size, and
             at least a thousand more.
         backend: ``xnnpack`` or ``portable``.
@@ -93,6 +97,7 @@ def write_bundle(
         objective: what the training step minimises: ``softmax``, ``bpr``, ``bce`` or ``listnet``.
         num_negatives: candidates of a window that stand for the catalogue in it; 0 is the whole catalogue. Then how
             frequent items are goes along, where the base knows it.
+        ranking: a ranking head of the base: the program gets the method ``rank``, and devices use it.
 
     Returns:
         The manifest, read back.
@@ -100,9 +105,12 @@ def write_bundle(
     Raises:
         ConfigError: items that do not fit the base's catalogue, or sizes that do not fit the base.
         AdapterError: the vector does not fit the spec.
-        BundleError: the base is not the one of the spec, or a method does not agree with eager. Nothing is left.
+        BundleError: the base is not the one of the spec or of the ranking head, or a method does not agree with eager.
+            Nothing is left.
     """
     check_inputs(model, spec, items)
+    if ranking is not None and ranking.base_hash != spec.base_hash:
+        raise BundleError(f"ranking head must belong to base {spec.base_hash[:12]}, got base {ranking.base_hash[:12]}")
     base = FrozenBase.of(model)
     room = capacity or max(2 * base.num_items, base.num_items + 1000)
     fitting = _fitting_batches(windows.row_length, num_negatives or room) if batches is None else tuple(batches)
@@ -113,15 +121,16 @@ def write_bundle(
         save_adapter(work / ADAPTER_FILE, spec, vector, version=version)
         save_item_table(work / TABLE_FILE, base.item_columns().numpy(), quantize=quantize)
         base.use_columns(torch.from_numpy(open_item_table(work / TABLE_FILE)))  # what devices will read is verified
-        methods = build_methods(base, spec, shape)
+        methods = build_methods(base, spec, shape, ranking)
         write_atomic(work / ITEMS_FILE, items_lines(items).encode())
         write_atomic(work / PROGRAM_FILE, lower(methods, backend, capacity=room))
         if with_base:
             save_base_weights(work / BASE_FILE, model)
         if num_negatives and model.frequencies is not None:
             save_frequencies(work / FREQUENCIES_FILE, model.frequencies.numpy(force=True))
+        if with_base and ranking is not None:
+            save_ranking(work / RANKING_FILE, ranking)
         verify_program(work / PROGRAM_FILE, methods, base, spec)
-        names = (ADAPTER_FILE, TABLE_FILE, ITEMS_FILE, PROGRAM_FILE, BASE_FILE, FREQUENCIES_FILE)
         manifest = Manifest(
             backend=backend,
             base_hash=spec.base_hash,
@@ -129,11 +138,11 @@ def write_bundle(
             num_items=base.num_items,
             capacity=room,
             max_length=base.config.max_length,
-            top_k=min(top_k, base.num_items),
+            top_k=min(top_k, base.num_items, ranking.config.num_candidates if ranking else top_k),
             batches=shape.batches,
             windows=windows,
             methods=tuple(describe_method(method) for method in methods),
-            files={name: describe_file(work / name) for name in names if (work / name).exists()},
+            files={path.name: describe_file(path) for path in sorted(work.iterdir())},
             versions={name: package_version(name) for name in ("ownlet", "torch", "executorch")},
             federation=federation,
             quantize=quantize,

@@ -35,9 +35,11 @@ from ownlet.shared.adapter import AdapterSpec, Vector, hash_state, load_adapter
 from ownlet.shared.candidates import CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.context import context_rows
+from ownlet.shared.errors import BundleError
 from ownlet.shared.manifest import ADAPTER_FILE, PROGRAM_FILE, Manifest, read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
+from ownlet.shared.ranking import RankingHead
 from ownlet.shared.step import dp_sgd_step
 from ownlet.shared.store import write_atomic
 from ownlet.shared.tensors import pack
@@ -64,7 +66,9 @@ _CASES = 4
 Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
-def write_golden(bundle: Path, folder: Path, model: SASRec, *, seed: int = 0) -> None:
+def write_golden(
+    bundle: Path, folder: Path, model: SASRec, *, seed: int = 0, ranking: RankingHead | None = None
+) -> None:
     """Write both files for a bundle; what is expected is what eager PyTorch computes, never the program itself.
 
     Args:
@@ -72,9 +76,10 @@ def write_golden(bundle: Path, folder: Path, model: SASRec, *, seed: int = 0) ->
         folder: where the files go; made if it is missing.
         model: the base that the bundle was written from, prepared with ``attach``.
         seed: of the random inputs.
+        ranking: the ranking head that the bundle was written with.
 
     Raises:
-        BundleError: the bundle is incomplete or altered.
+        BundleError: the bundle is incomplete or altered, or has a ranking stage and no head was given.
         AdapterError: its adapter does not belong to its base.
     """
     manifest = read_manifest(bundle)
@@ -87,7 +92,9 @@ def write_golden(bundle: Path, folder: Path, model: SASRec, *, seed: int = 0) ->
         objective=manifest.objective,
         num_negatives=manifest.num_negatives,
     )
-    methods = build_methods(base, spec, shape)
+    methods = build_methods(base, spec, shape, ranking)
+    if {method.name for method in methods} != {method.name for method in manifest.methods}:
+        raise BundleError(f"golden vectors must be of all methods {[m.name for m in manifest.methods]}, got no head")
     generator = torch.Generator().manual_seed(seed)
     cases = {m.name: [_case(m, base, spec, generator, trial) for trial in range(_CASES)] for m in methods}
     folder.mkdir(parents=True, exist_ok=True)

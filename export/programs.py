@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ownlet.export.frozen import FrozenBase
 from ownlet.export.objectives import EXTRA_ARGUMENTS, ProgramObjective, check_objective, extra_examples
-from ownlet.export.serving import score_columns
+from ownlet.export.serving import rank_columns, score_columns
 from ownlet.export.training import loss_columns, step_columns
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.candidates import Candidates
@@ -24,6 +24,7 @@ from ownlet.shared.errors import require
 from ownlet.shared.lora import applied
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.objectives import softmax_loss
+from ownlet.shared.ranking import RankingHead
 from ownlet.shared.step import dp_sgd_step
 
 __all__ = ["BATCHES", "Method", "ProgramShape", "build_methods"]
@@ -76,7 +77,9 @@ class Method:
     results: tuple[str, ...]
 
 
-def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> tuple[Method, ...]:
+def build_methods(
+    base: FrozenBase, spec: AdapterSpec, shape: ProgramShape, ranking: RankingHead | None = None
+) -> tuple[Method, ...]:
     """Return the methods of a device program.
 
     * ``score(vector (P,), items (d, num_items), history (1, max_length), length (1,)) -> scores (1, num_items)``
@@ -84,6 +87,7 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
       vector, norms (B,)`` for every B of ``shape.batches``: ``shared.step.dp_sgd_step``; with candidates, their
       arguments (``objectives.EXTRA_ARGUMENTS``) stand behind ``valid``.
     * ``loss(vector, items, history, target, valid) -> losses (B,)`` for the smallest B.
+    * ``rank(vector, items, history, length, candidates (1, C)) -> ranking_scores (1, C)``, with a ranking head.
 
     Where the base reads context, each has one more argument, the last: ``context`` (1, max_length, fields) or
     (B, row_length, fields), the rows of each position's context.
@@ -92,6 +96,7 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
         base: the frozen base.
         spec: the adapter's spec.
         shape: the static sizes; the rows must fit the base's ``max_length``.
+        ranking: the base's ranking head, if it has one.
 
     Raises:
         ConfigError: rows longer than the base reads, or a capacity below the catalogue.
@@ -101,7 +106,8 @@ def build_methods(base: FrozenBase, spec: AdapterSpec, shape: ProgramShape) -> t
     enough = shape.capacity >= base.num_items
     require(enough, f"capacity must be at least num_items {base.num_items}", capacity=shape.capacity)
     steps = (_step(base, spec, batch, shape) for batch in shape.batches)
-    return (_score(base, spec), *steps, _loss(base, spec, shape.batches[0], row_length))
+    stages = () if ranking is None else (_rank(base, spec, ranking),)
+    return (_score(base, spec), *steps, _loss(base, spec, shape.batches[0], row_length), *stages)
 
 
 def _score(base: FrozenBase, spec: AdapterSpec) -> Method:
@@ -112,14 +118,13 @@ def _score(base: FrozenBase, spec: AdapterSpec) -> Method:
         with applied(base, spec.split(vector)):
             return (base.score_last(*rest)[:, 1:],)
 
-    row = (torch.ones(1, base.config.max_length, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
     more = _context(base, 1, base.config.max_length)
     return Method(
         name="score",
         function=function,
         reference=reference,
         arguments=("vector", "items", "history", "length", *more),
-        example=(torch.zeros(spec.size), base.item_columns(), *row, *more.values()),
+        example=(torch.zeros(spec.size), base.item_columns(), *_history(base), *more.values()),
         results=("scores",),
     )
 
@@ -182,6 +187,32 @@ def _loss(base: FrozenBase, spec: AdapterSpec, batch: int, row_length: int) -> M
         example=(torch.zeros(spec.size), base.item_columns(), *_windows(batch, row_length), *more.values()),
         results=("losses",),
     )
+
+
+def _rank(base: FrozenBase, spec: AdapterSpec, head: RankingHead) -> Method:
+    def function(vector: Tensor, items: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        return (rank_columns(base, spec, head, vector, items, *rest),)
+
+    def reference(
+        vector: Tensor, items: Tensor, history: Tensor, length: Tensor, candidates: Tensor, *context: Tensor
+    ) -> tuple[Tensor, ...]:
+        with applied(base, spec.split(vector)):
+            return (head.rank(base, candidates, history, length, *context),)
+
+    candidates = torch.ones(1, head.config.num_candidates, dtype=torch.int64)
+    more = _context(base, 1, base.config.max_length)
+    return Method(
+        name="rank",
+        function=function,
+        reference=reference,
+        arguments=("vector", "items", "history", "length", "candidates", *more),
+        example=(torch.zeros(spec.size), base.item_columns(), *_history(base), candidates, *more.values()),
+        results=("ranking_scores",),
+    )
+
+
+def _history(base: FrozenBase) -> tuple[Tensor, Tensor]:
+    return torch.ones(1, base.config.max_length, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
 
 
 def _windows(batch: int, row_length: int) -> tuple[Tensor, Tensor, Tensor]:

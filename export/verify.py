@@ -87,7 +87,7 @@ def random_arguments(
             events = (0, 1, 1 + longest // 2, longest)[trial % 4]
             values[name] = torch.tensor([max(1, events)])  # an empty history is one padding event
             values["history"] = torch.where(torch.arange(longest) < events, items((1, longest)), 0)
-        elif name in ("history", "target"):
+        elif name in ("history", "target", "candidates"):
             values[name] = items(shape)
         elif name == "context":
             assert isinstance(base, SASRec)  # no other base's program has the argument

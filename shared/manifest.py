@@ -2,10 +2,10 @@
 
 A bundle is a folder of ``program.pte``, ``adapter.safetensors``, ``items.safetensors`` (the item table),
 ``items.jsonl`` (ids and titles), ``manifest.json``, ``frequencies.safetensors`` where the program takes negatives and,
-where asked for, ``base.safetensors``. The program of a base that is not SASRec holds its items itself: such a bundle
-has no item table. The manifest holds the
-size and SHA-256 of every other file and a SHA-256 of itself, so a truncated or altered bundle is refused before any of
-it is used. The hashes find damage, not forgery: who can replace the manifest can replace its hash.
+where asked for, ``base.safetensors``, with ``ranking.safetensors`` where there is a ranking head. The program of a base
+that is not SASRec holds its items itself: such a bundle has no item table. The manifest holds the size and SHA-256 of
+every other file and a SHA-256 of itself, so a truncated or altered bundle is refused before any of it is used. The
+hashes find damage, not forgery: who can replace the manifest can replace its hash.
 
 A catalogue grows by a longer item table and a longer ``items.jsonl`` beside the same program and adapter.
 ``base_hash`` then stays that of the base that the adapter was trained for, which is what adapters are checked against;
@@ -36,6 +36,8 @@ __all__ = [
     "ITEMS_FILE",
     "MANIFEST_FILE",
     "PROGRAM_FILE",
+    "RANKING_FILE",
+    "RANK_METHOD",
     "TABLE_FILE",
     "FileEntry",
     "Manifest",
@@ -54,6 +56,8 @@ ITEMS_FILE = "items.jsonl"
 TABLE_FILE = "items.safetensors"
 BASE_FILE = "base.safetensors"
 FREQUENCIES_FILE = "frequencies.safetensors"
+RANKING_FILE = "ranking.safetensors"
+RANK_METHOD = "rank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ class Manifest:
         num_items: items in the catalogue, numbered from 1.
         capacity: the most items that the program takes; a larger catalogue needs a new program.
         max_length: the longest history that ``score`` reads.
-        top_k: the most recommendations in one answer.
+        top_k: the most recommendations in one answer; at most ``num_candidates`` where there is a ranking stage.
         batches: windows in one call of each variant of ``step``, rising; ``step_4`` takes 4.
         windows: how a history is cut for training.
         methods: what the program can do.
@@ -128,6 +132,14 @@ class Manifest:
     def has_item_table(self) -> bool:
         """Whether the methods take the item table as an argument; if not, the catalogue is part of the program."""
         return any(argument.name == "items" for method in self.methods for argument in method.arguments)
+
+    @property
+    def num_candidates(self) -> int:
+        """C, the candidates that the program's ranking stage takes; 0 where the program has no such stage."""
+        if not any(method.name == RANK_METHOD for method in self.methods):
+            return 0
+        (shape,) = (entry.shape for entry in self.method(RANK_METHOD).arguments if entry.name == "candidates")
+        return shape[-1]
 
     def method(self, name: str) -> MethodEntry:
         """Return a method by its name.

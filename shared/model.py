@@ -176,6 +176,9 @@ class SASRec(nn.Module):
             (batch, num_items + 1); column 0 is padding and means nothing.
         """
         items = self.item_vectors()
+        return self.encode_last(history, lengths, items, context) @ items.T
+
+    def encode_last(self, history: Tensor, lengths: Tensor, items: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the hidden state after the last event, (batch, d); see ``score_last`` and ``encode``."""
         hidden = self.encode(history, items, context)  # (batch, length, d)
-        last = hidden[torch.arange(len(history), device=history.device), lengths - 1]  # (batch, d)
-        return last @ items.T
+        return hidden[torch.arange(len(history), device=history.device), lengths - 1]

@@ -57,9 +57,11 @@ def write_peft(folder: Path, spec: AdapterSpec, vector: Vector) -> None:
         vector: (P,) the adapter.
 
     Raises:
-        AdapterError: the vector does not fit the spec; nothing is written.
+        AdapterError: the adapter is not LoRA, or the vector does not fit the spec; nothing is written.
         OSError: the disk refused.
     """
+    if spec.form != "lora":
+        raise AdapterError(f"form must be lora for PEFT's files, got form={spec.form!r}")
     weights = spec.split(torch.from_numpy(spec.check(vector)))
     tensors = {
         f"{_PREFIX}{name}.lora_{part}.weight": tensor.contiguous().numpy()

@@ -29,6 +29,7 @@ ROW_NAMES = {
     "federated_eps8": "federated, ε = 8",
     "federated_eps2": "federated, ε = 2",
     "personal": "personal, on ε = 2",
+    "ranked": "two-stage",
 }
 
 

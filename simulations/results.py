@@ -40,7 +40,16 @@ __all__ = [
     "terms_of",
 ]
 
-QUALITY_LABELS = ("popular", "item_knn", "base", "federated", "federated_eps8", "federated_eps2", "personal")
+QUALITY_LABELS = (
+    "popular",
+    "item_knn",
+    "base",
+    "federated",
+    "federated_eps8",
+    "federated_eps2",
+    "personal",
+    "ranked",
+)
 METRIC_NAMES = ("hr@10", "ndcg@10", "mrr@10")
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from ownlet.shared.interactions import Item
 from ownlet.shared.lora import attach
 from ownlet.shared.methods import METHODS
 from ownlet.shared.model import SASRec
+from ownlet.shared.ranking import RankingConfig, RankingHead, popularity_of
 
 torch.set_num_threads(1)  # the models are tiny: threads waiting for each other made tests ten times slower
 
@@ -109,4 +110,44 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             model.embeddings.word_embeddings.weight.normal_(std=1.0)  # words that differ clearly
     model.save_pretrained(folder)
+    return folder
+
+
+def make_head(model: SASRec, **shape: int) -> RankingHead:
+    """Return a ranking head of the base whose order clearly differs from the first stage's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        counts = torch.randint(0, 30, (NUM_ITEMS + 1,))
+        head = RankingHead(RankingConfig(**shape), popularity_of(counts), hash_state(model.state_dict()))
+        with torch.no_grad():
+            head.mean.normal_(std=0.1)
+            head.std.uniform_(0.3, 0.6)
+            head.out.weight.normal_()
+    return head.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_head(tiny: Tiny) -> RankingHead:
+    """A head for 12 candidates, of the tiny base's 50 items."""
+    return make_head(tiny.model, num_candidates=12)
+
+
+@pytest.fixture(scope="session")
+def ranked_bundle(tiny: Tiny, tiny_head: RankingHead, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a ranking stage, its base beside it, and only one variant of ``step``."""
+    from ownlet.export.bundle import write_bundle  # slow to import, and most tests do without
+
+    folder = tmp_path_factory.mktemp("bundles") / "ranked"
+    write_bundle(
+        folder,
+        tiny.model,
+        tiny.spec,
+        tiny.vector,
+        version=3,
+        items=tiny.items,
+        windows=WINDOWS,
+        batches=(1,),
+        with_base=True,
+        ranking=tiny_head,
+    )
     return folder

@@ -21,10 +21,14 @@ def test_the_ledger_in_the_mobile_contract_verifies_under_its_key():
     assert [json.loads(line)["state"] for line in lines] == ["budget", "intent", "commit"]
 
 
-def test_the_mobile_contract_names_every_method_and_argument(tiny_bundle: Path):
+def test_the_mobile_contract_names_every_method_and_argument(tiny_bundle: Path, ranked_bundle: Path):
     text = (DOCS / "mobile.md").read_text()
     table = dict(re.findall(r"^\| `(\w+)` \| (.*)$", text, flags=re.MULTILINE))
-    for method in read_manifest(tiny_bundle).methods:
+    methods = {
+        method.name: method for bundle in (tiny_bundle, ranked_bundle) for method in read_manifest(bundle).methods
+    }
+    assert "rank" in methods
+    for method in methods.values():
         row = table[re.sub(r"_\d+$", "_B", method.name)]
         named = re.findall(r"`(\w+)`", row)
         assert named == [entry.name for entry in (*method.arguments, *method.results)]

@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -218,6 +219,12 @@ def test_a_vector_that_does_not_fit_leaves_an_older_adapter_alone(tiny: Any, wri
     with pytest.raises(AdapterError, match="must have shape"):
         write_peft(written, tiny.spec, tiny.vector[:-1])
     assert read_peft(written, tiny.model)[0] == tiny.spec
+
+
+def test_only_lora_is_written(tiny: Any, tmp_path: Path):
+    with pytest.raises(AdapterError, match="form must be lora for PEFT's files, got form='bottleneck'"):
+        write_peft(tmp_path / "peft", replace(tiny.spec, form="bottleneck"), tiny.vector)
+    assert not (tmp_path / "peft").exists()
 
 
 def test_a_crash_between_the_files_leaves_a_folder_that_nobody_reads(tiny: Any, written: Path, monkeypatch: Any):
