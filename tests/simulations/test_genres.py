@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,12 @@ from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.interactions import Item
 from ownlet.simulations.base_file import load_genre_head
+from ownlet.simulations.base_run import BaseRunConfig, run_pretrain
 from ownlet.simulations.evaluate import Cases
 from ownlet.simulations.genres import GenreHead, genre_hit_rate, usual_genre_hit_rate
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.progress import Silent
+from ownlet.simulations.results import RunFolder
 from ownlet.simulations.setting import DataConfig, prepare
 
 SMALL = ModelConfig(dim=16, num_layers=1, max_length=20)
@@ -85,6 +89,20 @@ def test_the_head_teaches_the_base_and_is_none_of_it(setting, tmp_path):
     assert hash_state(load_base(tmp_path / "base.pt").state_dict()) == hash_state(model.state_dict())
     save_base(tmp_path / "base.pt", plain, setting.data.items)
     assert load_genre_head(tmp_path / "base.pt") is None
+
+
+def test_a_run_with_a_head_reports_its_hit_rate_and_keeps_the_head(tmp_path):
+    config = BaseRunConfig(
+        data=DataConfig(num_users=300, num_items=120, seed=1),
+        model=SMALL,
+        recipe=PretrainConfig(max_epochs=1, genre_weight=0.5),
+    )
+    folder = RunFolder.create(tmp_path, "pretrain", config, 0, name="genre")
+    run_pretrain(config, folder, Silent())
+    found = json.loads((folder.path / "summary.json").read_text())["genre_hit_rate"]
+    assert 0 <= found["head"] <= 1
+    assert 0 < found["most_frequent"] < 1
+    assert load_genre_head(folder.path / "base.pt") is not None
 
 
 def test_hit_rates_count_cases_whose_target_has_a_genre():
