@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ownlet.shared.adapter import AdapterSpec, Vector, parse_adapter
+from ownlet.shared.adapter import AdapterSpec, Vector, dump_adapter, parse_adapter
 from ownlet.shared.delta import delta_of
+from ownlet.shared.domains import DomainAdapters
 from ownlet.shared.errors import AdapterError, StateError
 from ownlet.shared.seal import Seal
 from ownlet.shared.store import Version, VersionStore
@@ -37,11 +38,13 @@ class Shared:
         spec: what the vector means.
         vector: (P,).
         version: the server's number.
+        domain: the domain that it is for; None where it is for all.
     """
 
     spec: AdapterSpec
     vector: Vector
     version: int
+    domain: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -92,7 +95,7 @@ class SharedAdapters:
         spec, vector, version = parse_adapter(self.store.read(kept.number, _FILE), source=f"version {kept.number}")
         if spec != self._bundled.spec or version < self._bundled.version:
             return self._bundled
-        return Shared(spec=spec, vector=vector, version=version)
+        return Shared(spec=spec, vector=vector, version=version, domain=kept.metadata.get("domain"))
 
     def adopt(self, content: bytes, source: str) -> Shared:
         """Keep a newer shared adapter, as ``adapter.save_adapter`` wrote it.
@@ -106,10 +109,38 @@ class SharedAdapters:
             raise AdapterError(f"adapter must have the layers, rank and alpha of the bundle's, got others in {source}")
         if version <= current.version:
             raise AdapterError(f"adapter must be newer than version {current.version}, got {version} in {source}")
-        metadata = {"adapter_version": version, "base_hash": spec.base_hash}
+        return self._keep(content, Shared(spec=spec, vector=vector, version=version))
+
+    def activate(self, domains: DomainAdapters, domain: str | None) -> Shared:
+        """Let the adapter of a domain be the shared one; where it is already, nothing is written.
+
+        Args:
+            domains: of the bundle's spec.
+            domain: its name; the default serves None and a domain that the adapters lack.
+
+        Raises:
+            AdapterError: the adapters are older than the current one.
+        """
+        current = self.current()
+        if domains.version < current.version:
+            raise AdapterError(
+                f"domain adapters must not be older than version {current.version}, got {domains.version}"
+            )
+        chosen = Shared(
+            spec=domains.spec,
+            vector=domains.choose(domain),
+            version=domains.version,
+            domain=domain if domain in domains.vectors else None,
+        )
+        same = (chosen.version, chosen.domain, chosen.digest) == (current.version, current.domain, current.digest)
+        content = dump_adapter(chosen.spec, chosen.vector, version=chosen.version)
+        return current if same else self._keep(content, chosen)
+
+    def _keep(self, content: bytes, shared: Shared) -> Shared:
+        metadata = {"adapter_version": shared.version, "base_hash": shared.spec.base_hash, "domain": shared.domain}
         self.store.publish({_FILE: content}, metadata, parent=None)
         self.store.prune(_KEEP_SHARED)
-        return Shared(spec=spec, vector=vector, version=version)
+        return shared
 
 
 class PersonalAdapters:

@@ -55,6 +55,7 @@ from ownlet.shared.adapter import load_adapter
 from ownlet.shared.bundle_items import read_catalogue
 from ownlet.shared.config import PERSONAL_PLAN, FederationConfig, Plan
 from ownlet.shared.delta import Update
+from ownlet.shared.domains import load_domains
 from ownlet.shared.errors import ConfigError, NotEligibleError, StateBusyError, StateError, require
 from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, read_manifest
 from ownlet.shared.noise import AesNoise, NoiseSource
@@ -94,6 +95,7 @@ class Status:
         events: recorded events of items that the bundle knows.
         unknown_events: recorded events of items that it does not know yet.
         shared_version: version of the shared adapter in use.
+        domain: the domain whose shared adapter that is; None where it is everybody's.
         personal_version: the personal version that serves on top; None where the shared adapter serves alone.
         drift: hits of both on the latest events.
         privacy: spent and left, per unit, at the budget's delta.
@@ -106,6 +108,7 @@ class Status:
     events: int
     unknown_events: int
     shared_version: int
+    domain: str | None
     personal_version: int | None
     drift: Drift
     privacy: dict[str, Spent]
@@ -435,6 +438,31 @@ class Personalizer:
             self._learner.judge_again()
             return version
 
+    def activate(self, domains: str | Path, domain: str | None) -> str | None:
+        """Let the shared adapter of a domain serve from now on, until another is activated or a newer one adopted.
+
+        To be called when the domain changes: a user who travels, a period that ends. The personal adapter stays on top
+        if it is no worse there; else it is retired, and ``rollback`` brings it back. Updates train from the domain's
+        adapter: send them to that domain's run.
+
+        Args:
+            domains: the file that ``shared.domains.save_domains`` wrote.
+            domain: its name; the file's default serves None and a domain that the file lacks.
+
+        Returns:
+            the domain that serves; None for the default.
+
+        Raises:
+            AdapterError: damaged, of another base or shape, or older than what serves.
+            StateBusyError: a training is running.
+            StateError: the disk refuses.
+        """
+        adapters = load_domains(Path(domains), spec=self._engine.spec)
+        with self._state.folder.held():
+            active = self._state.shared.activate(adapters, domain)
+            self._learner.judge_again()
+            return active.domain
+
     def versions(self) -> list[VersionInfo]:
         """Return the intact personal versions, oldest first."""
         store = self._state.personal.store
@@ -473,6 +501,7 @@ class Personalizer:
             events=known,
             unknown_events=len(self._history) - known,
             shared_version=shared.version,
+            domain=shared.domain,
             personal_version=None if personal is None else personal.number,
             drift=self._learner.drift,
             privacy={unit: self._ledger.spent(unit) for unit in ("window", "user")},

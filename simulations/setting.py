@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,8 @@ class Setting:
         public_context: per public user (events, fields), the moment of each event; None without fields.
         held_out_context: the same of held-out public users.
         device_context: the same of devices.
+        device_users: (devices,) their numbers in the data, to look further columns up.
+        held_out_users: (held-out public users,) the same of them.
     """
 
     data: Interactions
@@ -102,6 +104,8 @@ class Setting:
     public_context: Moments = None
     held_out_context: Moments = None
     device_context: Moments = None
+    device_users: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    held_out_users: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def facts(self) -> dict[str, object]:
@@ -188,6 +192,8 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
         public_context=_chosen(public_moments, trains),
         held_out_context=held_out_moments,
         device_context=None if device_moments is None else tuple(rows[:-1] for rows in device_moments),
+        device_users=np.array(devices, np.int64),
+        held_out_users=np.array(split.public, np.int64)[np.sort(shuffled[:num_held_out])],
     )
 
 

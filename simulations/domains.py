@@ -1,0 +1,211 @@
+"""One adapter per domain (a region, a period): federated over that domain's devices alone, from the shared one on.
+
+Every device belongs to one domain, so the runs have no users in common. Privacy is accounted per domain: what a user
+spends in the runs is what its own domain's run spends, whatever the other runs do (parallel composition, McSherry 2009,
+https://doi.org/10.1145/1559845.1559850, theorem 4; the unit is a user with all its events, the relation is to add or
+remove one). Three things lie outside of it: which domain a user belongs to is known to the server; the shared run that
+came first had the same users and adds up (``composed_epsilon``); a user who later takes part in a second domain's run
+spends both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ownlet.device.train import Engine
+from ownlet.server.rounds import FederationResult
+from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.domains import DomainAdapters
+from ownlet.shared.errors import ConfigError, require
+from ownlet.shared.interactions import Interactions
+from ownlet.shared.model import SASRec
+from ownlet.shared.privacy import compose_events, epsilon, user_level_event
+from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
+from ownlet.simulations.run import simulate
+from ownlet.simulations.store import EventStore
+
+__all__ = [
+    "DomainRuns",
+    "composed_epsilon",
+    "domain_ranks",
+    "federate_domains",
+    "no_worse_on_public",
+    "part_of",
+    "position_domains",
+    "user_domains",
+]
+
+Publishable = Callable[[str, Vector], bool]
+"""Tells whether a domain's adapter (P,) may serve it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DomainRuns:
+    """What the runs gave.
+
+    Args:
+        adapters: the default is the shared adapter; a domain is in it if its adapter may serve.
+        results: domain -> its run, of every domain with enough devices.
+    """
+
+    adapters: DomainAdapters
+    results: Mapping[str, FederationResult]
+
+    @property
+    def epsilon(self) -> float:
+        """The most that any user spent in these runs: the largest of the domains, not their sum."""
+        return max((result.epsilon for result in self.results.values()), default=0.0)
+
+
+def user_domains(data: Interactions, users: Sequence[int], column: str, *, before: int = 0) -> tuple[str, ...]:
+    """Return the domain of each user: the column's value at its last event, or at one of the events before that.
+
+    Args:
+        data: all interactions.
+        users: user numbers, each with more than ``before`` events.
+        column: of ``data.context``.
+        before: 0 is the last event, 1 the one before it, which is a device's last one where the last is its test.
+
+    Raises:
+        ConfigError: the data lacks the column.
+    """
+    values = _column(data, column)
+    return tuple(str(values[data.offsets[user + 1] - 1 - before]) for user in users)
+
+
+def position_domains(data: Interactions, users: Sequence[int], lengths: Sequence[int], column: str) -> tuple[str, ...]:
+    """Return the domain of each case of ``all_positions``: the column's value at the event that is asked for.
+
+    Args:
+        data: all interactions.
+        users: user numbers.
+        lengths: how many of each user's first events are in its history.
+        column: of ``data.context``.
+
+    Raises:
+        ConfigError: the data lacks the column.
+    """
+    values, starts = _column(data, column), data.offsets
+    return tuple(
+        str(values[starts[user] + at]) for user, length in zip(users, lengths, strict=True) for at in range(1, length)
+    )
+
+
+def federate_domains(
+    engine: Engine,
+    devices: EventStore,
+    domains: Sequence[str],
+    shared: Vector,
+    config: FederationConfig,
+    *,
+    shared_version: int = 0,
+    min_devices: int = 50,
+    publishable: Publishable = lambda domain, vector: True,
+) -> DomainRuns:
+    """Run the rounds of every domain, each over its own devices, each from the shared adapter.
+
+    Args:
+        engine: trains the users.
+        devices: their histories.
+        domains: one per device.
+        shared: (P,) the adapter to start from, and the default afterwards.
+        config: of each run; with a seed, every domain has one of its own.
+        shared_version: of the shared adapter.
+        min_devices: a domain with fewer keeps the shared adapter: noise is per run, so few devices drown in it.
+        publishable: a domain whose adapter may not serve keeps the shared one.
+
+    Raises:
+        ConfigError: not one domain per device.
+        FederationError: no round could be run.
+    """
+    fits = len(domains) == devices.num_users
+    require(fits, f"domains must be one per device, {devices.num_users}", domains=len(domains))
+    of_device = np.array(domains, dtype=object)
+    results: dict[str, FederationResult] = {}
+    for number, domain in enumerate(sorted(set(domains))):
+        members = np.flatnonzero(of_device == domain)
+        if len(members) >= min_devices:
+            own = config if config.seed is None else replace(config, seed=config.seed + number)
+            results[domain] = simulate(engine, part_of(devices, members), shared, own)
+    adapters = DomainAdapters(
+        spec=engine.spec,
+        default=shared,
+        vectors={name: result.vector for name, result in results.items() if publishable(name, result.vector)},
+        version=shared_version + max((result.version for result in results.values()), default=0),
+    )
+    return DomainRuns(adapters=adapters, results=results)
+
+
+def composed_epsilon(shared: FederationConfig, domain: FederationConfig) -> float:
+    """Return what a user spends who may be in all rounds of the shared run and of its domain's, at the latter's delta.
+
+    Args:
+        shared: of the run that made the shared adapter; unit ``user``.
+        domain: of the domain's run; unit ``user``.
+
+    Raises:
+        ConfigError: another unit.
+    """
+    for config in (shared, domain):
+        require(config.unit == "user", "unit must be user", unit=config.unit)
+    events = [user_level_event(c.cohort_rate, c.noise_multiplier, c.rounds) for c in (shared, domain)]
+    return epsilon(compose_events(*events), domain.dp_delta)
+
+
+def no_worse_on_public(
+    model: SASRec, spec: AdapterSpec, shared: Vector, cases: Cases, domains: Sequence[str]
+) -> Publishable:
+    """Let an adapter serve its domain if NDCG@10 on that domain's held-out public cases is no lower than before.
+
+    It reads public users and adapters that were released already, so it costs no privacy. A domain without public cases
+    keeps the shared adapter.
+
+    Args:
+        model: the base, prepared with ``attach``.
+        spec: the adapter's spec.
+        shared: (P,) what serves otherwise.
+        cases: of held-out public users.
+        domains: of each case.
+    """
+    of_case = np.array(domains, dtype=object)
+
+    def publishable(domain: str, vector: Vector) -> bool:
+        mine = _select(cases, np.flatnonzero(of_case == domain))
+        if not len(mine):
+            return False
+        return mean_ndcg(model, mine, spec=spec, vector=vector) >= mean_ndcg(model, mine, spec=spec, vector=shared)
+
+    return publishable
+
+
+def domain_ranks(
+    model: SASRec, cases: Cases, domains: Sequence[str | None], adapters: DomainAdapters
+) -> NDArray[np.int64]:
+    """Rank every case's target with the adapter of the case's domain, (n,)."""
+    return model_ranks(model, cases, spec=adapters.spec, vectors=adapters.stack(domains))
+
+
+def part_of(store: EventStore, users: NDArray[np.int64]) -> EventStore:
+    """Return a store in memory of some users of another, with their context."""
+    context = store.context
+    moments = None if context is None else [context[store.offsets[u] : store.offsets[u + 1]] for u in users]
+    return EventStore.of([store.history(int(user)) for user in users], moments)
+
+
+def _column(data: Interactions, column: str) -> NDArray[np.generic]:
+    if column not in data.context:
+        raise ConfigError(f"domain must be a column of the data, got {column!r} of {sorted(data.context)}")
+    return data.context[column]
+
+
+def _select(cases: Cases, rows: NDArray[np.int64]) -> Cases:
+    return Cases(
+        histories=tuple(cases.histories[row] for row in rows),
+        targets=cases.targets[rows],
+        context=None if cases.context is None else tuple(cases.context[row] for row in rows),
+    )
