@@ -193,7 +193,7 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
         held_out_context=held_out_moments,
         device_context=None if device_moments is None else tuple(rows[:-1] for rows in device_moments),
         device_users=np.array(devices, np.int64),
-        held_out_users=np.array(split.public, np.int64)[np.sort(shuffled[:num_held_out])],
+        held_out_users=np.array(split.public, np.int64)[held],
     )
 
 
