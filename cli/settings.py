@@ -16,7 +16,7 @@ import typer
 
 from ownlet.cli.options import column_pairs
 from ownlet.shared.errors import ConfigError
-from ownlet.shared.settings import Given, build, check_known, leaf_types
+from ownlet.shared.settings import NONE, Given, build, check_known, leaf_types, takes_list
 
 __all__ = ["Config", "Set", "Settings", "command_kinds", "read_settings", "shown_name"]
 
@@ -104,7 +104,7 @@ def read_settings(
     """
     known = settable_names(command)
     given = read_file(file, command) if file is not None else {}
-    given |= _given_sets(sets or (), known)
+    given |= _given_sets(sets or (), known, leaf_types(kind))
     given |= _given_options(context, options)
     values = {known[name]: value for name, value in derive(given).items()}
     return Settings(config=build(kind, values, shown=shown_name), given=frozenset(given))
@@ -141,7 +141,7 @@ def _flat(table: Mapping[str, Any], leaves: set[str], prefix: str = "") -> dict[
     return found
 
 
-def _given_sets(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, Given]:
+def _given_sets(texts: Sequence[str], known: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Given]:
     given: dict[str, Given] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -149,6 +149,9 @@ def _given_sets(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, Giv
             raise ConfigError(f"--set must be KEY=VALUE, got {text!r}")
         given[name.strip()] = Given(value=_toml_value(value.strip()), source="--set")
     check_known(given, known)
+    for name, one in given.items():  # a list of one needs no brackets
+        if takes_list(types[known[name]]) and not isinstance(one.value, list) and one.value != NONE:
+            given[name] = Given(value=[one.value], source=one.source)
     return given
 
 

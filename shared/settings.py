@@ -18,7 +18,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ownlet.shared.errors import ConfigError
 
-__all__ = ["DEFAULTS", "NONE", "Given", "build", "check_known", "default_values", "describe_type", "leaf_types"]
+__all__ = [
+    "DEFAULTS",
+    "NONE",
+    "Given",
+    "build",
+    "check_known",
+    "default_values",
+    "describe_type",
+    "leaf_types",
+    "takes_list",
+]
 
 NONE = "none"
 """The text that stands for "not set": TOML and the command line have no such value."""
@@ -123,6 +133,11 @@ def describe_type(hint: Any) -> str:
     if origin is tuple:
         return "a pair" if len(arguments) == 2 else f"a list of {len(arguments)}"
     return f"a table of {', '.join(leaf_types(hint))}"
+
+
+def takes_list(hint: Any) -> bool:
+    """Tell whether values of a type are lists."""
+    return get_origin(hint) is tuple or any(get_origin(part) is tuple for part in get_args(hint))
 
 
 def _fields(kind: type) -> tuple[Field[Any], ...]:

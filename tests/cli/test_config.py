@@ -103,6 +103,9 @@ def test_set_reads_texts_lists_and_numbers() -> None:
     assert (config.base, config.federation.unit, config.device) == (Path("b.pt"), "none", "cuda:1")
     assert (config.adapter.target_modules, config.federation.seed) == (("query", "value"), None)
     assert read("demo", "--set", "run.epsilons=4,1").config.epsilons == (4.0, 1.0)
+    assert read("demo", "--set", "run.epsilons=4").config.epsilons == (4.0,)  # a list of one needs no brackets
+    assert read("demo", "--set", "adapter.target_modules=down").config.adapter.target_modules == ("down",)
+    assert read("demo", "--set", "adapter.target_modules=none").config.adapter.target_modules is None
 
 
 @pytest.mark.parametrize(
