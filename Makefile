@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device lint typecheck check lock clean
+.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-quality bench-window lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,15 @@ bench-growth: install  ## time and memory against users, cohort, rank and catalo
 
 bench-device: install  ## latency, size and memory of the device program, ledger, faults; writes bench/device.json
 	$(BIN)/python -m ownlet.simulations.benchmarks.device
+
+# On the real data sets that are there, else on the built-in population.
+DATA := $(or $(OWNLET_DATA),../shared/data)
+bench-quality: install  ## methods x epsilons x stages, hours on real data, resumable; writes bench/quality.json, .md, .png
+	$(BIN)/ownlet bench quality \
+		$(foreach name,movietweetings-100k amazon-beauty,$(if $(wildcard $(DATA)/$(name)),--data $(DATA)/$(name)))
+
+bench-window: install  ## gain against fleet size under window-level privacy; writes bench/window_level_*.json and .png
+	$(BIN)/python -m ownlet.simulations.benchmarks.window_level
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .

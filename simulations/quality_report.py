@@ -136,7 +136,7 @@ def _draw(results: tuple[DataResult, ...]) -> Figure:
     for row, result in enumerate(results):
         _against_epsilon(panels[row][0], result)
         _against_bytes(panels[row][1], result)
-        panels[row][0].legend(fontsize=8, frameon=False)
+        panels[row][0].legend(fontsize=8, frameon=False, loc="best")
     return figure
 
 
