@@ -35,7 +35,7 @@ def quality(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of quality.json, .md, .png and the parts.")] = Path("bench"),
 ) -> None:
-    """Compare adapter methods at every epsilon: base, federated, personal, local-only and a centralised oracle.
+    """Compare adapter methods at every epsilon, beside the base, personal adapters and a centralised oracle.
 
     Everything that is tuned is tuned on held-out public users. What is done is kept in OUT/quality, so an interrupted
     benchmark goes on where it was; remove that folder to measure anew.
