@@ -17,7 +17,7 @@ from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import ConfigError, PrivacyError
 from ownlet.shared.lora import applied, attach
 from ownlet.shared.noise import AesNoise
-from ownlet.shared.objectives import sampled_softmax_loss, softmax_loss
+from ownlet.shared.objectives import softmax_loss
 from ownlet.shared.recommender import Recommender, ScoredModule
 from ownlet.shared.sites import Form
 from ownlet.shared.windows import Windows, cut_windows
@@ -71,6 +71,15 @@ def users() -> list[Windows]:
     return [cut_windows(rng.integers(1, ITEMS + 1, n), WindowConfig(window_length=6)) for n in (20, 3, 0, 31)]
 
 
+def sampled_softmax(scores: Tensor, target: Tensor, valid: Tensor, negatives: Tensor) -> Tensor:
+    """Compute the loss of one window, position by position: each negative stands for N / n items."""
+    losses = []
+    for row, answer in zip(scores[valid > 0], target[valid > 0], strict=True):
+        others = row[negatives[negatives != answer]] + math.log(ITEMS / len(negatives))
+        losses.append(torch.logsumexp(torch.cat([row[answer, None], others]), 0) - row[answer])
+    return torch.stack(losses).mean()
+
+
 def trained_alone(
     model: Recommender, spec: AdapterSpec, vector: Vector, windows: Windows, plan: Plan, noise: AesNoise
 ) -> Vector:
@@ -90,7 +99,7 @@ def trained_alone(
             if negatives is None:
                 loss = softmax_loss(scores, target, valid)
             else:
-                loss = sampled_softmax_loss(scores, target, valid, torch.from_numpy(negatives[row : row + 1]))
+                loss = sampled_softmax(scores[0], target[0], valid[0], torch.from_numpy(negatives[row]))
             (gradient,) = torch.autograd.grad(loss.sum(), flat)
             part = gradient[spec.trainable]
             total += part * min(1.0, plan.clip_norm / max(1e-12, float(part.norm())))
