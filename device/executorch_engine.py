@@ -117,7 +117,7 @@ class ExecutorchEngine:
             asked, wanted = getattr(plan, name), getattr(self._manifest, name)
             require(asked == wanted, f"{name} must be {wanted} in this bundle's program", **{name: asked})
         hard = plan.negatives == "hard"
-        require(not hard, "negatives must not be hard in a bundle's program", negatives=plan.negatives)
+        require(not hard, "negatives must not be hard in a program, which keeps its scores", negatives=plan.negatives)
         self._sampler(plan)
 
     def _sampler(self, plan: Plan) -> CandidateSampler:

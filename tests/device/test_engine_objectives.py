@@ -108,7 +108,7 @@ def test_what_a_program_cannot_do_is_refused_with_the_reason(tiny: Any) -> None:
     for changes, rule in (
         ({"num_negatives": 6}, "num_negatives must be 5 in this bundle's program, got num_negatives=6"),
         ({"objective": "bce"}, "objective must be bpr in this bundle's program, got objective='bce'"),
-        ({"negatives": "hard"}, "negatives must not be hard in a bundle's program"),
+        ({"negatives": "hard"}, "negatives must not be hard in a program, which keeps its scores"),
         ({"negatives": "popularity"}, "does not know how frequent items are"),
     ):
         with pytest.raises(ConfigError, match=rule):
