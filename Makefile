@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-drift bench-quality bench-window lint typecheck check lock clean
+.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,7 +32,7 @@ test: install  ## run the fast tests
 test-slow: install  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: bench-cohort bench-growth bench-device  ## run all benchmarks; tables on the terminal, files in bench/
+bench: bench-cohort bench-growth bench-device bench-cold  ## run all benchmarks; tables on the terminal, files in bench/
 
 bench-cohort: install  ## users per second beside Flower with Opacus and pfl; writes bench/cohort.json
 	$(BIN)/python -m ownlet.simulations.benchmarks.users_per_second --cohorts 50,500,5000
@@ -54,6 +54,9 @@ bench-window: install  ## gain against fleet size under window-level privacy; wr
 
 bench-drift: install  ## rounds until each method recovers from a change of interests; writes bench/drift.json and .png
 	$(BIN)/python -m ownlet.simulations.benchmarks.drift
+
+bench-cold: install  ## new items and new users, by what is known of them; writes bench/cold_start.json and .png
+	$(BIN)/python -m ownlet.simulations.benchmarks.cold_start $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .

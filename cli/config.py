@@ -20,7 +20,7 @@ import typer
 __all__ = ["config", "document", "field_texts"]
 
 _WIDTH = 100
-_ORDER = ("data", "model", "context", "pretrain", "adapter", "compression", "federation", "personal")
+_ORDER = ("data", "model", "context", "text", "pretrain", "adapter", "compression", "federation", "personal")
 
 
 def config(

@@ -45,6 +45,10 @@ OPTIONS = {
     "context": ("context.fields",),
     "utc_offset_hours": ("context.utc_offset_hours",),
     "period_days": ("context.period_days",),
+    "text_encoder": ("text.encoder",),
+    "text_cache": ("text.cache",),
+    "text_lora": ("text.tune",),
+    "item_text": ("text.descriptions",),
     "seed": ("data.seed", "pretrain.seed"),
 }
 """Option -> the settings that it stands for."""
@@ -86,6 +90,23 @@ def pretrain(
     genre_weight: Annotated[
         float, typer.Option(min=0, help="Also learn the next item's genres, with this weight. 0: no.")
     ] = 0.0,
+    text_encoder: Annotated[
+        str,
+        typer.Option(
+            help="Folder or hub id of a text encoder such as distilbert-base-uncased, which reads titles and genres in "
+            "place of hashed words. Needs ownlet[text]."
+        ),
+    ] = "",
+    text_lora: Annotated[
+        bool, typer.Option("--text-lora", help="Train LoRA on the encoder's own layers first, on public users.")
+    ] = False,
+    text_cache: Annotated[Path, typer.Option(help="Folder of text vectors that were made before.")] = Path(
+        "~/.cache/ownlet/text"
+    ),
+    item_text: Annotated[
+        Path | None,
+        typer.Option(help='Descriptions for --text-encoder, JSON lines: {"id": "tt1", "text": "A crew ..."}.'),
+    ] = None,
     seed: Seed = 0,
     tensorboard: TensorBoard = None,
     runs: Runs = Path("runs"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ownlet.export.bundle import check_items, replaced
 from ownlet.shared.adapter import load_adapter
@@ -100,16 +101,48 @@ def check_can_grow(manifest: Manifest) -> None:
         )
 
 
-def vectors_of(model: SASRec, items: Sequence[Item]) -> NDArray[np.float32]:
-    """Return vectors (items, d) of items that the base was not trained on: projected content, without an id embedding.
+def vectors_of(
+    model: SASRec, items: Sequence[Item], content: NDArray[np.float32] | None = None, *, neighbours: int = 50
+) -> NDArray[np.float32]:
+    """Return vectors (items, d) of items that the base was not trained on.
+
+    Projected content, and in place of an id embedding the mean one of the trained items that are most alike in content
+    (cosine): without it a new item lies apart from all others (measured in docs/decisions.md). A base that does not
+    know how frequent its items are gives projected content alone.
 
     Args:
-        model: a base whose content vectors are those of ``shared.content``.
+        model: any base.
         items: any items; their numbers do not matter.
+        content: (items, content_dim) their content vectors, made as the base's own were; by default hashed, as in
+            ``shared.content``.
+        neighbours: how many trained items are averaged.
+
+    Raises:
+        ConfigError: content of another width than the base's.
     """
-    content = torch.from_numpy(content_vectors(items, model.content.shape[1])[1:])
+    width = model.content.shape[1]
+    content = content_vectors(items, width)[1:] if content is None else content
+    require(content.shape == (len(items), width), f"content must be {len(items)} by {width}", shape=content.shape)
     with torch.no_grad():
-        return model.content_projection(content).numpy()  # type: ignore[no-any-return]
+        told = torch.from_numpy(content)
+        vectors: Tensor = model.content_projection(told) + _usual_ids(model, told, neighbours)
+        return vectors.numpy()
+
+
+def _usual_ids(model: SASRec, content: Tensor, neighbours: int) -> Tensor:
+    """Return the mean id embedding of the nearest trained items, (items, d); zero where nothing is known."""
+    usual = content.new_zeros(len(content), model.config.dim)
+    if model.frequencies is None:
+        return usual
+    trained = (model.frequencies > 0) & model.content.any(dim=1)
+    known = torch.nn.functional.normalize(model.content[trained], dim=1)
+    told = content.any(dim=1)
+    if len(known) == 0 or not told.any():
+        return usual
+    alike = torch.nn.functional.normalize(content[told], dim=1) @ known.T  # (items, trained)
+    nearest = alike.topk(min(neighbours, len(known)), dim=1).indices
+    usual[told] = model.item_embedding.weight[trained][nearest].mean(dim=1)
+    return usual
 
 
 def _check_scores(work: Path, old: Manifest, table: NDArray[np.float32], grown: NDArray[np.float32]) -> None:

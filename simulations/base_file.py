@@ -1,4 +1,7 @@
-"""The file of a base: its weights, its catalogue, how frequent its items are among public users, its genre head."""
+"""The file of a base: its weights, its catalogue, how frequent its items are among public users, its genre head.
+
+Of a base whose content was made from text, also what made it.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,17 @@ from ownlet.shared.interactions import Item
 from ownlet.shared.model import SASRec
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.genres import GenreHead
+from ownlet.simulations.text_content import TextSource
 
-__all__ = ["load_base", "load_catalogue", "load_genre_head", "read_saved", "save_base", "write_saved"]
+__all__ = [
+    "load_base",
+    "load_catalogue",
+    "load_genre_head",
+    "load_text_source",
+    "read_saved",
+    "save_base",
+    "write_saved",
+]
 
 _FORMAT = "ownlet-base-1"
 
@@ -45,8 +57,23 @@ def read_saved(path: Path, what: str) -> dict[str, Any]:
     return saved
 
 
-def save_base(path: Path, model: SASRec, items: Sequence[Item] = (), head: GenreHead | None = None) -> None:
-    """Write a base, the catalogue that its item numbers mean and its genre head, if any, to one file, atomically."""
+def save_base(
+    path: Path,
+    model: SASRec,
+    items: Sequence[Item] = (),
+    head: GenreHead | None = None,
+    *,
+    text: TextSource | None = None,
+) -> None:
+    """Write a base to one file, atomically.
+
+    Args:
+        path: the file.
+        model: the base.
+        items: the catalogue that its item numbers mean.
+        head: of the next genre, if it was trained with one.
+        text: what made its content from text; None where content is hashed.
+    """
     catalogue = [asdict(item) for item in items]
     state: dict[str, Any] = {
         "format": _FORMAT,
@@ -57,6 +84,8 @@ def save_base(path: Path, model: SASRec, items: Sequence[Item] = (), head: Genre
     }
     if head is not None:
         state["genre_head"] = head.state_dict()
+    if text is not None:
+        state["text"] = text.to_plain()
     write_saved(path, state)
 
 
@@ -94,6 +123,16 @@ def load_catalogue(path: Path) -> tuple[Item, ...]:
         DataError: the file is missing or is not a base.
     """
     return tuple(Item.of(item) for item in _load_base(path)["items"])
+
+
+def load_text_source(path: Path) -> TextSource | None:
+    """Read what made the content of a base from text; None where it is hashed.
+
+    Raises:
+        DataError: the file is missing or is not a base.
+    """
+    saved = _load_base(path)
+    return TextSource.from_plain(saved["text"]) if "text" in saved else None
 
 
 def _load_base(path: Path) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from ownlet.simulations.board import Board
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import Cases, model_ranks, scorer_ranks
 from ownlet.simulations.genres import GenreHead, genre_hit_rate, usual_genre_hit_rate
+from ownlet.simulations.item_text import described, read_descriptions
 from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.pretrain import Epoch, PretrainConfig, pretrain, save_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.setting import DataConfig, data_facts, divide, keep_columns, load_interactions, public_events
+from ownlet.simulations.text_content import TextConfig, TextSource, text_content
 
 __all__ = ["BaseRunConfig", "run_pretrain"]
 
@@ -42,6 +44,7 @@ class BaseRunConfig:
             for comparison with published figures).
         model: shape of the base.
         context: what it reads beside the history; its vocabularies are taken from public users.
+        text: the encoder that reads the items; without one their words are hashed.
         recipe: training.
     """
 
@@ -49,6 +52,7 @@ class BaseRunConfig:
     users: Literal["public", "all"] = "public"
     model: ModelConfig = field(default_factory=ModelConfig)
     context: ContextRequest = field(default_factory=ContextRequest)
+    text: TextConfig = field(default_factory=TextConfig)
     recipe: PretrainConfig = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,7 @@ class _Task:
 
     items: Sequence[Item]
     histories: Sequence[History]
+    held_out: Sequence[History]
     validation: Cases
     test: Cases
     fields: tuple[ContextField, ...]
@@ -85,6 +90,7 @@ def run_pretrain(
     """
     started = time.monotonic()
     task = _public_task(config) if config.users == "public" else _leave_one_out_task(config)
+    items, content, source = _content(config.text, task, folder, progress)
     head = GenreHead(task.items, config.model.dim) if config.recipe.genre_weight else None
     rows: list[dict[str, object]] = []
     with progress.stage(f"base on {len(task.histories)} users", config.recipe.max_epochs) as step:
@@ -98,7 +104,7 @@ def run_pretrain(
         model = pretrain(
             task.histories,
             task.validation,
-            content_vectors(task.items),
+            content,
             replace(config.model, context=task.fields),
             config.recipe,
             context=task.context,
@@ -106,7 +112,7 @@ def run_pretrain(
             checkpoint=folder.path / "pretrain.ckpt",
             on_epoch=on_epoch,
         )
-    save_base(folder.path / "base.pt", model, task.items, head)
+    save_base(folder.path / "base.pt", model, items, head, text=source)
     folder.write_metrics(rows)
     draw_panels(folder.path / CURVES_FILE, panels_of_rows({"base": rows}))
     ranks = {
@@ -128,6 +134,27 @@ def run_pretrain(
     return quality
 
 
+def _content(
+    config: TextConfig, task: _Task, folder: RunFolder, progress: Progress
+) -> tuple[Sequence[Item], NDArray[np.float32], TextSource | None]:
+    """Return the catalogue with descriptions, its content vectors, and the encoder that made them, if any."""
+    items = task.items
+    if config.descriptions is not None:
+        require(bool(config.encoder), "descriptions must have a text encoder that reads them", encoder=config.encoder)
+        items = described(items, read_descriptions(config.descriptions))
+    if not config.encoder:
+        return items, content_vectors(items), None
+    made = text_content(
+        items,
+        config,
+        histories=task.histories,
+        validation=task.held_out,
+        adapter_file=folder.path / "text_adapter.safetensors",
+        progress=progress,
+    )
+    return items, made.vectors, made.source
+
+
 def _public_task(config: BaseRunConfig) -> _Task:
     source = keep_columns(config.data, config.context.columns)
     data = load_interactions(source)
@@ -135,6 +162,7 @@ def _public_task(config: BaseRunConfig) -> _Task:
     return _Task(
         items=setting.data.items,
         histories=setting.public,
+        held_out=setting.held_out,
         validation=setting.validation,
         test=setting.test,
         fields=setting.fields,
@@ -161,6 +189,7 @@ def _leave_one_out_task(config: BaseRunConfig) -> _Task:
     return _Task(
         items=data.items,
         histories=split.train,
+        held_out=tuple(np.append(split.train[u][-1:], split.validation[u]) for u in users),
         validation=cases(tuple(split.train[u] for u in users), split.validation[users]),
         test=cases(tuple(split.test_history(u) for u in users), split.test[users]),
         fields=fields,

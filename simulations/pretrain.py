@@ -5,6 +5,7 @@ A run leaves a checkpoint after every epoch and continues from it to the same re
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -132,7 +133,7 @@ def pretrain(
         config,
         context=context,
         head=head,
-        settings={"model": model_config.to_plain()},
+        settings={"model": model_config.to_plain(), "content": hashlib.sha256(content.tobytes()).hexdigest()},
         checkpoint=checkpoint,
         on_epoch=on_epoch,
     )

@@ -48,7 +48,7 @@ class TinyEncoderConfig:
     num_heads: int = 4
     vocabulary: int = 4000
     max_tokens: int = 64
-    epochs: int = 10
+    epochs: int = 6
     batch_size: int = 64
     learning_rate: float = 1e-3
     seed: int = 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ownlet.device.executorch_engine import ExecutorchEngine
 from ownlet.export.grow import grow_catalogue, vectors_of
@@ -90,3 +92,27 @@ def test_vectors_of_new_items_are_their_projected_content(tiny: Any) -> None:
     np.testing.assert_allclose(found, content_vectors(items, 6)[1:] @ weight.T, rtol=1e-5, atol=1e-7)
     assert np.abs(found[0]).max() > 0
     assert not found[1].any()  # nothing is known of it
+
+
+def test_a_new_item_that_is_like_a_trained_one_gets_its_id_embedding(tiny: Any) -> None:
+    model = copy.deepcopy(tiny.model)
+    model.frequencies = torch.zeros(51, dtype=torch.int64)
+    model.frequencies[[3, 7, 9]] = torch.tensor([1, 5, 2])
+    content = model.content[[7, 8]].numpy()  # one like a trained item, one like an item that was not trained
+    items = (Item(number=51, id="a"), Item(number=52, id="b"))
+    found = vectors_of(model, items, content, neighbours=1)
+    with torch.no_grad():
+        known = model.item_vectors()
+        projected = model.content_projection(model.content)
+    np.testing.assert_allclose(found[0], known[7].numpy(), atol=1e-6)
+    cosine = torch.nn.functional.normalize(model.content[[3, 7, 9]], dim=1) @ model.content[8]
+    nearest = [3, 7, 9][int(cosine.argmax())]
+    want = projected[8] + model.item_embedding.weight[nearest]
+    np.testing.assert_allclose(found[1], want.detach().numpy(), atol=1e-6)
+    mean = model.item_embedding.weight[[3, 7, 9]].mean(0)
+    all_three = vectors_of(model, items, content)
+    np.testing.assert_allclose(all_three[1], (projected[8] + mean).detach().numpy(), atol=1e-6)
+    nothing_known = vectors_of(model, items, np.zeros((2, 6), np.float32))
+    assert not nothing_known.any()
+    with pytest.raises(ConfigError, match="content must be 2 by 6"):
+        vectors_of(model, items, content[:, :3])
