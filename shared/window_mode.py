@@ -1,4 +1,4 @@
-"""Defaults of local (window-level) privacy: the regime in which it gains anything, see ``docs/decisions.md``.
+"""Defaults of local (window-level) privacy; ``docs/quality.md`` has what is measured and what is not.
 
 With N devices that each add noise of standard deviation sigma times the clip to every one of P numbers, the average has
 a signal-to-noise ratio of ``|g| sqrt(N) / (sigma sqrt(P))``, where g is the mean clipped gradient in units of the clip.
