@@ -160,8 +160,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.axis)
     if panel.axis in ("round", "epoch", "rank"):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    named = len(panel.lines) > 1 or panel.level is not None
-    axes.set_title(panel.title, pad=26 if named else 8)
+    entries = len(panel.lines) + (panel.level is not None)
+    named = entries > 1 or panel.level is not None
+    axes.set_title(panel.title, pad=8 + 18 * math.ceil(entries / 3) if named else 8)  # three entries in a row
     if named:  # above the axes, where it hides no data
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, columnspacing=1.2, fontsize=9.5)
 
