@@ -59,6 +59,7 @@ OPTIONS = {
     "sampling": ("federation.plan.negatives",),
     "expected_batch": ("federation.plan.expected_batch",),
     "server_learning_rate": ("federation.server_learning_rate",),
+    "server_optimizer": ("federation.server_optimizer.name",),
     "server_momentum": ("federation.server_momentum",),
     "schedule": ("federation.schedule",),
     "warmup_rounds": ("federation.warmup_rounds",),
@@ -125,8 +126,12 @@ def simulate(
     negatives: Negatives = 0,
     sampling: Sampling = "uniform",
     expected_batch: Annotated[float, typer.Option(help="Public number that a gradient sum is divided by.")] = 1.0,
-    server_learning_rate: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 1.0,
-    server_momentum: Annotated[float, typer.Option(help="Of the server's momentum step.")] = 0.9,
+    server_learning_rate: Annotated[float, typer.Option(help="Of the server's step.")] = 1.0,
+    server_optimizer: Annotated[
+        Literal["fedavgm", "fedadam", "fedyogi"],
+        typer.Option(help="What the server makes of the average; the last two want --server-learning-rate 0.01."),
+    ] = "fedavgm",
+    server_momentum: Annotated[float, typer.Option(help="Momentum (beta1) of the server's step.")] = 0.9,
     schedule: Annotated[
         Literal["constant", "linear", "cosine"],
         typer.Option(help="How the server's learning rate falls over the rounds."),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ownlet.server.optimizer import OptimizerState
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RoundResult", "ServerState", "load_checkpoint", "save_checkpoint", "spent_event"]
 
-_FORMAT = "ownlet-federation-2"
+_FORMAT = "ownlet-federation-3"
 _MAY_CHANGE = ("rounds", "target_epsilon", "reply_timeout_seconds", "quorum")  # a resumed run may go on longer
 
 
@@ -70,7 +71,7 @@ class ServerState:
 
     Args:
         vector: (P,) the global adapter.
-        momentum: (num_trainable,) of the server's optimiser.
+        optimizer: what the server's optimiser remembers.
         version: how many rounds changed the adapter.
         participations: (num_users,) how often each user was asked.
         results: one per finished round, void ones included.
@@ -79,7 +80,7 @@ class ServerState:
     """
 
     vector: Vector
-    momentum: NDArray[np.float64]
+    optimizer: OptimizerState
     version: int
     participations: NDArray[np.int64]
     results: tuple[RoundResult, ...]
@@ -87,13 +88,13 @@ class ServerState:
     best_version: int
 
     @classmethod
-    def start(cls, spec: AdapterSpec, vector: Vector, num_users: int) -> ServerState:
+    def start(cls, config: FederationConfig, spec: AdapterSpec, vector: Vector, num_users: int) -> ServerState:
         """Return the state before the first round."""
         return cls(
             vector=spec.check(vector).copy(),
             best=spec.check(vector).copy(),
             best_version=0,
-            momentum=np.zeros(spec.num_trainable, dtype=np.float64),
+            optimizer=OptimizerState.start(config.server_optimizer, spec.num_trainable),
             version=0,
             participations=np.zeros(num_users, dtype=np.int64),
             results=(),
@@ -138,7 +139,8 @@ def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, sta
     arrays: dict[str, NDArray[Any]] = {
         "adapter": state.vector,
         "best": state.best,
-        "momentum": state.momentum,
+        "momentum": state.optimizer.momentum,
+        "squares": state.optimizer.squares,
         "participations": state.participations,
     }
     write_atomic(path, save(arrays, metadata=metadata))
@@ -176,7 +178,7 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
         vector=spec.check(arrays["adapter"], what=f"adapter in {path}"),
         best=spec.check(arrays["best"], what=f"best adapter in {path}"),
         best_version=int(metadata["best_version"]),
-        momentum=arrays["momentum"],
+        optimizer=OptimizerState(momentum=arrays["momentum"], squares=arrays["squares"]),
         version=int(metadata["version"]),
         participations=arrays["participations"],
         results=tuple(RoundResult(**{**result, "rejected": tuple(result["rejected"])}) for result in results),

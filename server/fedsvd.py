@@ -9,6 +9,9 @@ orthonormal from the start, as ours are, the turn is a rotation within it, which
 isotropic noise and a rotated momentum all commute with. Such a run equals one with a frozen A to rounding, which a test
 holds; it differs where A starts otherwise or an optimiser scales coordinates one by one. ``docs/decisions.md`` has this
 with figures.
+
+So FedAvgM's momentum need not be thrown away: it is turned with B and goes on in the same direction. The squares of
+FedAdam and FedYogi belong to single coordinates that no longer exist after a turn; those two start anew.
 """
 
 from __future__ import annotations
@@ -16,10 +19,28 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.server.optimizer import OptimizerState
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.errors import require
+from ownlet.shared.server_config import ServerOptimizer
 
-__all__ = ["turn_a"]
+__all__ = ["turn", "turn_a"]
+
+
+def turn(
+    spec: AdapterSpec, vector: Vector, state: OptimizerState, optimizer: ServerOptimizer
+) -> tuple[Vector, OptimizerState]:
+    """Return the adapter as ``turn_a`` gives it, and the optimiser's state that goes with it.
+
+    Momentum is turned; an optimiser with squares starts anew.
+
+    Raises:
+        ConfigError: devices train A as well, or the form is not ``lora``.
+    """
+    turned, momentum = turn_a(spec, vector, state.momentum)
+    if optimizer.name == "fedavgm":
+        return turned, OptimizerState(momentum=momentum, squares=state.squares)
+    return turned, OptimizerState.start(optimizer, spec.num_trainable)
 
 
 def turn_a(spec: AdapterSpec, vector: Vector, momentum: NDArray[np.float64]) -> tuple[Vector, NDArray[np.float64]]:

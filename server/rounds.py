@@ -19,11 +19,12 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ownlet.server.admit import Expected, admit_all
-from ownlet.server.aggregate import noised_average, server_step, sum_of
+from ownlet.server.aggregate import noised_average, sum_of
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
 from ownlet.server.early_stop import Judge, best_of, why_stop
-from ownlet.server.fedsvd import turn_a
+from ownlet.server.fedsvd import turn
 from ownlet.server.nodes import Nodes, split_cohort
+from ownlet.server.optimizer import server_step
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
@@ -90,7 +91,7 @@ def run_rounds(
         ConfigError: the config has ``patience`` and nobody judges.
         FederationError: no node connects in time, or the checkpoint is of another run.
     """
-    state = ServerState.start(spec, vector, num_users)
+    state = ServerState.start(config, spec, vector, num_users)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, config, spec, num_users)
     nodes = Nodes(grid, config.reply_timeout_seconds)
@@ -244,10 +245,10 @@ def _close_round(
     if not void:
         total = sum_of(answers.admitted, spec.num_trainable)
         average = noised_average(total, config, num_users, _noise(config, "server", number))
-        vector, momentum = server_step(spec, state.vector, state.momentum, average, config, number)
+        vector, optimizer = server_step(spec, state.vector, state.optimizer, average, config, number)
         if config.svd_every and (state.version + 1) % config.svd_every == 0:
-            vector, momentum = turn_a(spec, vector, momentum)
-        state = replace(state, vector=spec.check(vector), momentum=momentum, version=state.version + 1)
+            vector, optimizer = turn(spec, vector, optimizer, config.server_optimizer)
+        state = replace(state, vector=spec.check(vector), optimizer=optimizer, version=state.version + 1)
         update_norm = float(np.linalg.norm(average))
     result = RoundResult(
         round=number,

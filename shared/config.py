@@ -15,6 +15,7 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
+from ownlet.shared.server_config import ServerOptimizer
 
 __all__ = [
     "PERSONAL_PLAN",
@@ -204,7 +205,8 @@ class FederationConfig:
         clip_norm: C, the bound on a user's whole delta; in ``window`` mode on what of it is not noise.
         noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
         server_learning_rate: step of the server's optimiser on the average delta.
-        server_momentum: momentum of the server's optimiser (FedAvgM, https://arxiv.org/abs/1909.06335).
+        server_optimizer: what the server makes of the average delta; momentum by default.
+        server_momentum: momentum (beta1) of the server's optimiser.
         schedule: how the server's learning rate falls over ``rounds``: ``constant``, ``linear`` or ``cosine`` to
             nearly 0. It is the server's rate and not the plan's, because a smaller delta would drown in noise of the
             same clip, and because devices are then asked for the same terms in every round.
@@ -229,6 +231,7 @@ class FederationConfig:
     clip_norm: float = 0.3
     noise_multiplier: float = 1.0
     server_learning_rate: float = 1.0
+    server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     server_momentum: float = 0.9
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = 0
@@ -315,8 +318,12 @@ class FederationConfig:
             ConfigError: a number out of its range.
             KeyError, TypeError: not the fields of this class.
         """
-        plan, windows = Plan(**_numbers(raw["plan"])), WindowConfig(**raw["windows"])
-        return cls(**{**_numbers(raw), "plan": plan, "windows": windows})
+        inner = {
+            "plan": Plan(**_numbers(raw["plan"])),
+            "windows": WindowConfig(**raw["windows"]),
+            "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),  # older files have none
+        }
+        return cls(**{**_numbers(raw), **inner})
 
 
 def simulated_federation(*, seed: int | None = None) -> FederationConfig:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ownlet.server.aggregate import server_step
-from ownlet.server.fedsvd import turn_a
+from ownlet.server.fedsvd import turn, turn_a
+from ownlet.server.optimizer import OptimizerState, server_step
 from ownlet.shared.adapter import AdapterSpec, LayerShape, initial_adapter
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ConfigError
+from ownlet.shared.server_config import ServerOptimizer
 
 LAYERS = tuple(LayerShape(name=name, in_features=7, out_features=n) for name, n in (("one", 5), ("two", 9)))
 SPEC = AdapterSpec(layers=LAYERS, rank=3, alpha=6.0, base_hash="h")
@@ -60,19 +61,18 @@ def test_a_layer_whose_b_is_zero_keeps_its_a_and_one_of_low_rank_stays_finite():
 
 def test_from_orthonormal_rows_it_is_a_rotation_that_training_does_not_notice():
     """Gradient steps on B for a loss of the product B A, with momentum on the server: with and without the turn."""
-    config = FederationConfig(unit="none", server_momentum=0.9, noise_multiplier=0.0)
+    config, optimizer = FederationConfig(unit="none", server_momentum=0.9, noise_multiplier=0.0), ServerOptimizer()
     goal = {layer.name: np.random.default_rng(2).normal(size=(layer.out_features, 7)) for layer in LAYERS}
 
     def run(turns):
-        vector, momentum = initial_adapter(SPEC, 0), np.zeros(SPEC.num_trainable)
+        vector, state = initial_adapter(SPEC, 0), OptimizerState.start(optimizer, SPEC.num_trainable)
         for _ in range(6):
             pieces = SPEC.split(torch.from_numpy(vector))
             steps = [-0.1 * (b.numpy() @ a.numpy() - goal[name]) @ a.numpy().T for name, (a, b) in pieces.items()]
-            vector, momentum = server_step(
-                SPEC, vector, momentum, np.concatenate([step.ravel() for step in steps]), config, 1
-            )
+            average = np.concatenate([step.ravel() for step in steps])
+            vector, state = server_step(SPEC, vector, state, average, config, 1)
             if turns:
-                vector, momentum = turn_a(SPEC, vector, momentum)
+                vector, state = turn(SPEC, vector, state, optimizer)
         return vector
 
     frozen, turned = run(False), run(True)
@@ -86,3 +86,12 @@ def test_it_is_refused_where_a_is_trained_or_the_pair_is_no_product(change):
     spec = replace(SPEC, **change)
     with pytest.raises(ConfigError, match="LoRA whose A is frozen"):
         turn_a(spec, some_vector(), np.zeros(spec.num_trainable))
+
+
+def test_squares_of_single_coordinates_do_not_survive_a_turn():
+    optimizer = ServerOptimizer(name="fedadam", tau=0.5)
+    used = OptimizerState(momentum=np.ones(SPEC.num_trainable), squares=np.full(SPEC.num_trainable, 7.0))
+    turned, state = turn(SPEC, some_vector(), used, optimizer)
+    np.testing.assert_array_equal(turned, turn_a(SPEC, some_vector(), used.momentum)[0])
+    assert not state.momentum.any()
+    np.testing.assert_array_equal(state.squares, 0.25)

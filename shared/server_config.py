@@ -1,0 +1,38 @@
+"""Public settings of what the server does with a round, apart from those of the round itself.
+
+Each is a frozen value of its own inside ``FederationConfig``, which checks how they go together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ownlet.shared.errors import require
+
+__all__ = ["OptimizerName", "ServerOptimizer"]
+
+OptimizerName = Literal["fedavgm", "fedadam", "fedyogi"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptimizer:
+    """What the server makes of the average delta (``server/optimizer.py``).
+
+    Args:
+        name: ``fedavgm``: momentum. ``fedadam``, ``fedyogi``: also a step size for each number. Those two divide by the
+            size of recent deltas, so their steps are about as long as the server's learning rate: start with 0.01.
+        beta2: how slowly the squares that ``fedadam`` and ``fedyogi`` divide by follow the deltas.
+        tau: added to their square roots: a floor below which a delta counts as small.
+    """
+
+    name: OptimizerName = "fedavgm"
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        names = get_args(OptimizerName)
+        require(self.name in names, f"name must be one of {', '.join(names)}", name=self.name)
+        require(0 <= self.beta2 < 1, "beta2 must be in [0, 1)", beta2=self.beta2)
+        require(0 < self.tau < math.inf, "tau must be positive", tau=self.tau)
