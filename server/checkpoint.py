@@ -20,7 +20,7 @@ from ownlet.server.optimizer import OptimizerState
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError
-from ownlet.shared.privacy import event_to_json, user_level_event, window_level_event
+from ownlet.shared.privacy import event_to_json, user_level_event, user_turns_event, window_level_event
 from ownlet.shared.store import write_atomic
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def spent_event(config: FederationConfig, rounds: int, participations: NDArray[n
         rounds: how many rounds began, void ones and empty cohorts included.
         participations: (num_users,) how often each user was asked.
     """
+    if config.unit == "user" and config.turns:
+        return user_turns_event(config.noise_multiplier, int(participations.max(initial=0)))
     if config.unit == "user":
         return user_level_event(config.cohort_rate, config.noise_multiplier, rounds)
     if config.unit == "window":

@@ -198,8 +198,9 @@ class FederationConfig:
     Args:
         rounds: how many rounds to run at the most.
         cohort_rate: the chance of each user to be in a round (Poisson sampling of users); unused with ``turns``.
-        turns: with unit ``window``: every user is in exactly this many of the rounds, chosen at random; 0 samples by
-            ``cohort_rate``. Local noise is charged per turn and the most asked user decides, so equal turns waste none.
+        turns: every user is in exactly this many of the rounds, chosen at random; 0 samples by ``cohort_rate``. Each
+            turn is charged in full and the most asked user decides, so equal turns waste none. With unit ``user`` it
+            is for fleets that can bound participation but not sample in secret: then nothing is gained by sampling.
         unit: the privacy unit. ``user``: whole delta clipped, noise added by the server. ``window``: local DP-SGD on
             the device, noise in the plan. ``none``: neither; for comparison only.
         clip_norm: C, the bound on a user's whole delta; in ``window`` mode on what of it is not noise.
@@ -250,7 +251,6 @@ class FederationConfig:
         require(0 < self.cohort_rate <= 1, "cohort_rate must be in (0, 1]", cohort_rate=self.cohort_rate)
         require(self.unit in ("user", "window", "none"), "unit must be user, window or none", unit=self.unit)
         require(0 <= self.turns <= self.rounds, f"turns must be in 0..{self.rounds}", turns=self.turns)
-        require(self.turns == 0 or self.unit != "user", "turns must be 0 where unit is user", turns=self.turns)
         require(self.clip_norm > 0, "clip_norm must be positive", clip_norm=self.clip_norm)
         require(
             0 <= self.noise_multiplier < math.inf,

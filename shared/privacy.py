@@ -8,10 +8,14 @@ composition; epsilons do not. Epsilon comes from the privacy loss distributions 
 Neighbouring relation everywhere: add or remove one unit (a user, or a window). Two units, never mixed or added:
 
 * ``user``: each user is in a round's cohort with probability ``cohort_rate``, independently (Poisson sampling), the
-  whole delta is clipped to C, and one Gaussian of standard deviation sigma * C is added to the sum.
+  whole delta is clipped to C, and one Gaussian of standard deviation sigma * C is added to the sum. Or each user is in
+  at most so many of the rounds (turns), and then nothing is gained by sampling.
 * ``window``: each window of a device is in a step's batch with probability ``plan.sample_rate``, independently, its
   gradient is clipped to C, and a Gaussian of standard deviation sigma * C is added on the device. The secrecy of the
   cohort gains nothing here, because the server sees each update.
+
+Where noise comes in shares see ``shared/distributed_noise.py``; where the parameters of an event are chosen after
+results of earlier ones were seen, ``shared/privacy_filter.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ownlet.shared.config import Plan
@@ -27,15 +31,18 @@ from ownlet.shared.errors import PrivacyError, require
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
+    from dp_accounting.pld import PLDAccountant
 
 __all__ = [
     "ACCOUNTANT",
     "compose_events",
     "epsilon",
+    "epsilon_curve",
     "event_from_json",
     "event_to_json",
     "noise_multiplier_for",
     "user_level_event",
+    "user_turns_event",
     "window_level_event",
 ]
 
@@ -57,6 +64,23 @@ def user_level_event(cohort_rate: float, noise_multiplier: float, rounds: int) -
     """
     require(rounds >= 0, "rounds must not be negative", rounds=rounds)
     return _sampled_gaussians(cohort_rate, noise_multiplier, rounds)
+
+
+def user_turns_event(noise_multiplier: float, turns: int) -> DpEvent:
+    """Return the event of rounds of which each user is in at most ``turns``, with central Gaussian noise.
+
+    One user is in at most that many sums, so adding or removing the user changes that many Gaussians, in full: who
+    takes part may be known, and may be decided in any way that does not depend on data.
+
+    Args:
+        noise_multiplier: sigma, standard deviation of the noise on the sum divided by the clip norm; 0 is not private.
+        turns: the most rounds that any user is in, void ones included.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+    require(turns >= 0, "turns must not be negative", turns=turns)
+    return _sampled_gaussians(1.0, noise_multiplier, turns)
 
 
 def window_level_event(plan: Plan, participations: int) -> DpEvent:
@@ -114,14 +138,24 @@ def epsilon(event: DpEvent, dp_delta: float) -> float:
     return _epsilon(event_to_json(event), dp_delta)
 
 
+def epsilon_curve(event: DpEvent, dp_deltas: Sequence[float]) -> tuple[float, ...]:
+    """Return ``epsilon`` at each of the deltas; hardly more work than at one of them."""
+    return tuple(epsilon(event, dp_delta) for dp_delta in dp_deltas)
+
+
 @functools.lru_cache(maxsize=4096)
 def _epsilon(text: str, dp_delta: float) -> float:
+    return float(_accountant(text).get_epsilon(dp_delta))
+
+
+@functools.lru_cache(maxsize=8)  # each holds the whole distribution of the privacy loss, some megabytes at most
+def _accountant(text: str) -> PLDAccountant:
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=_GRID)
     accountant.compose(event_from_json(text))
-    return float(accountant.get_epsilon(dp_delta))
+    return accountant
 
 
 def noise_multiplier_for(target_epsilon: float, dp_delta: float, cohort_rate: float, rounds: int) -> float:

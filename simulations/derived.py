@@ -109,7 +109,7 @@ def noise_for_target(config: FederatedRunConfig, given: Collection[str]) -> Fede
     sigma = noise_multiplier_for(
         target_epsilon=federation.target_epsilon,
         dp_delta=federation.dp_delta,
-        cohort_rate=federation.cohort_rate,
-        rounds=federation.rounds,
+        cohort_rate=1.0 if federation.turns else federation.cohort_rate,
+        rounds=federation.turns or federation.rounds,
     )
     return replace(config, federation=replace(federation, noise_multiplier=sigma))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.device.train import Engine
+from ownlet.server.checkpoint import spent_event
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -24,7 +25,7 @@ from ownlet.shared.domains import DomainAdapters
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.interactions import Interactions
 from ownlet.shared.model import SASRec
-from ownlet.shared.privacy import compose_events, epsilon, user_level_event
+from ownlet.shared.privacy import compose_events, epsilon
 from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
 from ownlet.simulations.run import simulate
 from ownlet.simulations.store import EventStore
@@ -153,7 +154,7 @@ def composed_epsilon(shared: FederationConfig, domain: FederationConfig) -> floa
     """
     for config in (shared, domain):
         require(config.unit == "user", "unit must be user", unit=config.unit)
-    events = [user_level_event(c.cohort_rate, c.noise_multiplier, c.rounds) for c in (shared, domain)]
+    events = [spent_event(c, c.rounds, np.array([c.turns])) for c in (shared, domain)]
     return epsilon(compose_events(*events), domain.dp_delta)
 
 

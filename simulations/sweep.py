@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
-from ownlet.server.checkpoint import RoundResult
+from ownlet.server.checkpoint import RoundResult, spent_event
 from ownlet.shared.adapter import Vector
 from ownlet.shared.errors import DataError, require
 from ownlet.shared.lora import attach_adapter
@@ -220,8 +221,9 @@ def _load_cell(path: Path) -> CellResult:
 def _total_epsilon(config: SweepConfig, cells: Sequence[CellResult]) -> float:
     """Return what the rounds of all cells would spend if one fleet had run them."""
     federation, rounds = config.run.federation, sum(cell.rounds for cell in cells)
-    sigma = federation.noise_multiplier if federation.unit == "user" else 0.0
-    return epsilon(user_level_event(federation.cohort_rate, sigma, rounds), federation.dp_delta)
+    if federation.unit != "user":
+        return epsilon(user_level_event(federation.cohort_rate, 0.0, rounds), federation.dp_delta)
+    return epsilon(spent_event(federation, rounds, np.array([federation.turns * len(cells)])), federation.dp_delta)
 
 
 def _write(result: SweepResult, folder: RunFolder, fleet: Fleet, seconds: float) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from ownlet.server.rounds import draw_cohort
 from ownlet.shared.config import FederationConfig, Plan
-from ownlet.shared.privacy import epsilon, user_level_event, window_level_event
+from ownlet.shared.privacy import epsilon, user_level_event, user_turns_event, window_level_event
 
 PRIVATE = FederationConfig(rounds=5, cohort_rate=0.5, clip_norm=0.15, noise_multiplier=1.0, seed=3)
 LOCAL = FederationConfig(
@@ -139,6 +139,12 @@ def test_a_run_with_turns_charges_them_and_divides_by_the_share_that_they_give(w
     result = world.run(config, 2)
     assert result.epsilon == epsilon(window_level_event(config.plan, 1), 1e-5)
     assert config.expected_share == 0.5
+
+
+def test_turns_of_whole_users_are_charged_in_full(world: Any) -> None:
+    config = replace(PRIVATE, rounds=4, turns=2, target_epsilon=math.inf)
+    result = world.run(config, 2)
+    assert result.epsilon == epsilon(user_turns_event(config.noise_multiplier, 2), config.dp_delta)
 
 
 def test_the_bound_of_a_delta_leaves_room_for_its_own_noise() -> None:

@@ -1,9 +1,13 @@
-"""Expectations: known figures of composed Gaussians, Opacus's PRV accountant, the closed form of one Gaussian."""
+"""Expectations: published figures of composed Gaussians, and the closed form of one Gaussian.
+
+Opacus' accountant is asked in ``tests/simulations/audit/test_prv.py``.
+"""
 
 import math
 
 import dp_accounting as dp
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from ownlet.shared import privacy
@@ -29,23 +33,40 @@ def test_epsilon_of_known_events(rate: float, sigma: float, rounds: int, expecte
     assert privacy.epsilon(privacy.user_level_event(rate, sigma, rounds), DELTA) == pytest.approx(expected, abs=5e-3)
 
 
-def test_epsilon_of_one_gaussian_solves_its_closed_form() -> None:
-    # Balle and Wang 2018, theorem 8: delta = Phi(1/(2s) - eps s) - e^eps Phi(-1/(2s) - eps s)
-    sigma = 2.5
-    eps = privacy.epsilon(privacy.user_level_event(1.0, sigma, 1), DELTA)
-    delta = norm.cdf(0.5 / sigma - eps * sigma) - math.exp(eps) * norm.cdf(-0.5 / sigma - eps * sigma)
-    assert delta == pytest.approx(DELTA, rel=5e-3)
-    assert delta <= DELTA  # pessimistic
+def exact_epsilon(sigma: float, dp_delta: float) -> float:
+    """Balle and Wang 2018, equation 6, solved for epsilon: one Gaussian of sensitivity 1."""
+
+    def excess(eps: float) -> float:
+        return float(norm.cdf(0.5 / sigma - eps * sigma) - math.exp(eps) * norm.cdf(-0.5 / sigma - eps * sigma))
+
+    return float(brentq(lambda eps: excess(eps) - dp_delta, 0.0, 60.0, xtol=1e-12))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_epsilon_agrees_with_the_prv_accountant_of_opacus() -> None:
-    from opacus.accountants import PRVAccountant
+@pytest.mark.parametrize("dp_delta", [1e-5, 1e-8])
+@pytest.mark.parametrize(
+    ("sigma", "rounds"), [(0.7, 1), (4.0, 1), (4.0, 5), (4.0, 10), (4.0, 20), (4.0, 50), (30.0, 7)]
+)
+def test_unsampled_rounds_are_one_gaussian_by_its_closed_form(sigma: float, rounds: int, dp_delta: float) -> None:
+    exact = exact_epsilon(sigma / math.sqrt(rounds), dp_delta)  # T Gaussians of sigma are one of sigma / sqrt(T)
+    for event in (privacy.user_level_event(1.0, sigma, rounds), privacy.user_turns_event(sigma, rounds)):
+        ours = privacy.epsilon(event, dp_delta)
+        assert exact <= ours <= exact * 1.001 + 1e-4  # an upper bound, and a tight one
 
-    accountant = PRVAccountant()
-    accountant.history = [(1.1, 0.1, 60)]
-    ours = privacy.epsilon(privacy.user_level_event(0.1, 1.1, 60), DELTA)
-    assert ours == pytest.approx(accountant.get_epsilon(DELTA, eps_error=0.01), abs=0.02)
+
+def test_sampling_helps_cohorts_and_not_turns() -> None:
+    by_turns = privacy.epsilon(privacy.user_turns_event(4.0, 10), DELTA)
+    assert privacy.epsilon(privacy.user_level_event(0.1, 4.0, 100), DELTA) < by_turns / 2  # as many turns on average
+    assert privacy.epsilon(privacy.user_turns_event(4.0, 0), DELTA) == 0.0
+    assert privacy.epsilon(privacy.user_turns_event(0.0, 1), DELTA) == math.inf
+    with pytest.raises(ConfigError, match="turns"):
+        privacy.user_turns_event(1.0, -1)
+
+
+def test_a_curve_is_epsilon_at_each_delta_and_falls() -> None:
+    event, deltas = privacy.user_level_event(0.1, 1.1, 100), (1e-8, 1e-6, 1e-4)
+    curve = privacy.epsilon_curve(event, deltas)
+    assert curve == tuple(privacy.epsilon(event, dp_delta) for dp_delta in deltas)
+    assert curve[0] > curve[1] > curve[2]
 
 
 def test_no_noise_is_infinite_and_no_round_is_free() -> None:
