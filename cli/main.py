@@ -24,6 +24,7 @@ from ownlet.cli.evaluate import evaluate
 from ownlet.cli.export import export
 from ownlet.cli.grow import grow
 from ownlet.cli.ledger import show, verify
+from ownlet.cli.plan import plan
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.rank_head import rank_head
 from ownlet.cli.simulate import simulate
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "config": config,
     "compare": compare,
     "sweep": sweep,
+    "plan": plan,
     "pretrain": pretrain,
     "rank-head": rank_head,
     "store": store,
