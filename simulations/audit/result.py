@@ -17,9 +17,12 @@ import dp_accounting as dp
 from ownlet.shared.errors import require
 from ownlet.shared.privacy import epsilon
 
-__all__ = ["AuditMethod", "AuditResult", "Check", "Claim"]
+__all__ = ["AuditMethod", "AuditResult", "AuditSize", "Check", "Claim"]
 
 AuditMethod = Literal["component", "one-run", "federated", "membership"]
+
+AuditSize = Literal["quick", "thorough"]
+"""``quick``: some seconds on one core. ``thorough``: some minutes, for a bound closer to the truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
