@@ -23,8 +23,9 @@ from ownlet.shared.delta import clip_to_norm, delta_of
 from ownlet.shared.errors import PrivacyError
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.windows import Windows
+from ownlet.simulations.audit.engine_mechanism import canary_windows
 
-__all__ = ["Canaries", "audit_start", "distinct_rows", "gentle_rate", "halves", "random_windows", "window_canaries"]
+__all__ = ["Canaries", "audit_start", "distinct_rows", "gentle_rate", "halves", "window_canaries"]
 
 _CANDIDATES = 2  # times as many windows are drawn as are kept
 _LOUD = 2.0  # raw norms are at least so many clip norms
@@ -68,7 +69,7 @@ def window_canaries(
         PrivacyError: a window has no gradient, or one that is not finite.
     """
     count = min(count, max(1, engine.spec.num_trainable // 2))
-    drawn = random_windows(_CANDIDATES * count, num_items, window_length, seed)
+    drawn = canary_windows(_CANDIDATES * count, num_items, window_length, seed)
     bare = replace(
         plan,
         steps=1,
@@ -89,13 +90,6 @@ def window_canaries(
     clip_norm = min(plan.clip_norm, float(norms[kept].min()) / _LOUD)
     contributions = clip_to_norm(gradients[kept], clip_norm).astype(np.float64)
     return Canaries(windows=drawn[kept], contributions=contributions, clip_norm=clip_norm)
-
-
-def random_windows(count: int, num_items: int, length: int, seed: int) -> Windows:
-    """Return full windows of random items, each equally likely."""
-    items = np.random.default_rng(seed).integers(1, num_items + 1, (count, length + 1))
-    valid = np.ones((count, length), np.float32)
-    return Windows(history=items[:, :-1].copy(), target=items[:, 1:].copy(), valid=valid)
 
 
 def distinct_rows(rows: NDArray[np.floating], count: int) -> NDArray[np.int64]:

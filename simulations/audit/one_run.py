@@ -33,6 +33,7 @@ from ownlet.shared.noise import AesNoise, NoiseSource
 from ownlet.shared.windows import Windows
 from ownlet.simulations.audit.canaries import audit_start, gentle_rate, halves, window_canaries
 from ownlet.simulations.audit.decode import correct_guesses, membership_scores
+from ownlet.simulations.audit.engine_mechanism import claim_of_plan
 from ownlet.simulations.audit.one_run_bounds import epsilon_of_guesses, sigma_of_guesses
 from ownlet.simulations.audit.result import AuditResult, AuditSize, Check, Claim
 from ownlet.simulations.progress import Progress, Silent
@@ -86,14 +87,7 @@ def audit_one_run(
         )
         step(f"{len(canaries)} canaries")
         plan = replace(plan, clip_norm=canaries.clip_norm, weight_decay=0.0, expected_batch=1.0)
-        claim = Claim(
-            unit="window",
-            sample_rate=plan.sample_rate,
-            noise_multiplier=plan.noise_multiplier,
-            clip_norm=plan.clip_norm,
-            steps=plan.steps,
-            dp_delta=dp_delta,
-        )
+        claim = claim_of_plan(plan, dp_delta=dp_delta)
         plan = replace(plan, learning_rate=gentle_rate(start, plan.noise_std, plan.steps))
         included = np.random.default_rng([seed, 1]).random(len(canaries)) < 0.5
         releases = []

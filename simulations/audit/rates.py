@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats  # type: ignore[import-untyped]
-
 from ownlet.shared.errors import require
+from ownlet.simulations.audit.bounds import proportion_lower
 
 __all__ = ["epsilon_of_counts", "epsilon_of_rates", "rate_above", "rate_below", "rate_interval"]
 
@@ -22,7 +21,7 @@ __all__ = ["epsilon_of_counts", "epsilon_of_rates", "rate_above", "rate_below", 
 def rate_above(successes: int, trials: int, confidence: float) -> float:
     """Return what the rate behind ``successes`` of ``trials`` exceeds with this confidence; 0 where none succeeded."""
     _check(successes, trials, confidence)
-    return float(stats.beta.ppf(1 - confidence, successes, trials - successes + 1)) if successes else 0.0
+    return proportion_lower(successes, trials, 1 - confidence)
 
 
 def rate_below(successes: int, trials: int, confidence: float) -> float:
