@@ -50,6 +50,7 @@ OPTIONS = {
     "cohort_rate": ("federation.cohort_rate",),
     "evaluate_every": ("run.evaluate_every",),
     "clip_norm": ("federation.clip_norm",),
+    "clip_quantile": ("federation.adaptive_clip.quantile",),
     "steps": ("federation.plan.steps",),
     "learning_rate": ("federation.plan.learning_rate",),
     "window_clip_norm": ("federation.plan.clip_norm",),
@@ -115,6 +116,9 @@ def simulate(
     cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.2,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Rounds between evaluations on public users.")] = 5,
     clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of a user's delta.")] = 0.3,
+    clip_quantile: Annotated[
+        float, typer.Option(help="Let the clip follow this quantile of the deltas' norms, from --clip-norm; 0: fixed.")
+    ] = 0.0,
     steps: Annotated[int, typer.Option(min=1, help="Local steps in a round.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.3,
     window_clip_norm: Annotated[

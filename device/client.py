@@ -18,7 +18,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from ownlet.device.train import Engine, clipped_deltas
+from ownlet.device.train import Engine, local_deltas
+from ownlet.shared.delta import clip_to_norm, count_within
 from ownlet.shared.errors import FederationError
 from ownlet.shared.noise import AesNoise, NoiseSource, SimulatedNoise
 from ownlet.shared.windows import Windows
@@ -75,7 +76,7 @@ def answer(
         on_users: called after each of these groups.
 
     Returns:
-        The sum over users, added up in float64, sent in float32.
+        The sum over users, added up in float64, sent in float32; behind it their count, where the request counts.
 
     Raises:
         AdapterError: the vector does not fit the node's adapter.
@@ -83,19 +84,21 @@ def answer(
     """
     _check(request, shard)
     spec = shard.engine.spec
-    total = np.zeros(spec.num_trainable, dtype=np.float64)
+    total, count = np.zeros(spec.num_trainable, dtype=np.float64), 0.0
     users_at_once = max(1, memory_bytes // (_COPIES * 4 * spec.size))
     for start in range(0, len(request.users), users_at_once):
         users = request.users[start : start + users_at_once]
         windows = _windows_of(shard, users, request.round)
         noises = [device_noise(request.seed, request.round, user) for user in users]
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is zeroed on the next line
-            deltas = clipped_deltas(shard.engine, request.vector, windows, request.plan, noises, request.clip_norm)
-        total += _finite_or_zero(deltas).sum(axis=0, dtype=np.float64)
+            deltas = local_deltas(shard.engine, request.vector, windows, request.plan, noises)
+            count += count_within(deltas, request.clip_norm)
+            clipped = clip_to_norm(deltas, request.clip_norm)
+        total += _finite_or_zero(clipped).sum(axis=0, dtype=np.float64)
         if on_users is not None:
             on_users(len(users), len(request.users))
     return TrainReply(
-        total=total.astype(np.float32),
+        total=(np.append(total, count) if request.counts else total).astype(np.float32),
         round=request.round,
         version=request.version,
         base_hash=shard.base_hash,

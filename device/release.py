@@ -35,9 +35,14 @@ def check_terms(terms: FederationConfig, windows: WindowConfig) -> None:
     """Check what a server asks for against what a bundle can do.
 
     Raises:
-        ConfigError: windows other than the bundle's.
+        ConfigError: windows other than the bundle's, or an adaptive clip.
         PrivacyError: windows that share events where the window is the privacy unit.
     """
+    require(
+        not terms.counts,
+        "quantile of adaptive_clip must be 0 in terms for a device that answers on its own: its update has no count",
+        quantile=terms.adaptive_clip.quantile,
+    )
     require(terms.windows == windows, f"windows must be the bundle's {windows}", windows=terms.windows)
     if terms.unit == "window" and windows.context_length > 0:
         raise PrivacyError("context_length must be 0 where windows are the privacy unit, got a bundle with context")

@@ -27,7 +27,7 @@ from ownlet.shared.errors import require
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.windows import Windows
 
-__all__ = ["Engine", "LocalEngine", "clipped_deltas", "train_each"]
+__all__ = ["Engine", "LocalEngine", "clipped_deltas", "local_deltas", "train_each"]
 
 
 class Engine(Protocol):
@@ -130,5 +130,11 @@ def clipped_deltas(
     clip_norm: float,
 ) -> NDArray[np.float32]:
     """Train every user and return their deltas, each of L2 norm at most ``clip_norm``, (users, num_trainable)."""
-    trained = engine.train(vector, users, plan, noises)
-    return clip_to_norm(delta_of(engine.spec, trained, vector), clip_norm)
+    return clip_to_norm(local_deltas(engine, vector, users, plan, noises), clip_norm)
+
+
+def local_deltas(
+    engine: Engine, vector: Vector, users: Sequence[Windows], plan: Plan, noises: Sequence[NoiseSource]
+) -> NDArray[np.float32]:
+    """Train every user and return their deltas, (users, num_trainable), of any norm: private, never to be sent."""
+    return delta_of(engine.spec, engine.train(vector, users, plan, noises), vector)

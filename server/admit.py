@@ -34,6 +34,7 @@ class Expected:
         num_trainable: the length of a delta.
         clip_norm: C; infinity means no bound.
         users_by_node: node id -> how many users it was asked to train.
+        counts: whether a number of users within the clip norm follows the delta.
     """
 
     round: int
@@ -42,6 +43,7 @@ class Expected:
     num_trainable: int
     clip_norm: float
     users_by_node: Mapping[int, int]
+    counts: bool = False
 
 
 def admit_all(replies: Iterable[Message], expected: Expected) -> tuple[dict[int, Vector], list[str]]:
@@ -52,7 +54,7 @@ def admit_all(replies: Iterable[Message], expected: Expected) -> tuple[dict[int,
         expected: what they must be like.
 
     Returns:
-        node id -> admitted sum (num_trainable,), and the reason for each reply that was not admitted.
+        node id -> admitted sum as ``admit`` returns it, and the reason for each reply that was not admitted.
     """
     admitted: dict[int, Vector] = {}
     rejected: list[str] = []
@@ -73,7 +75,8 @@ def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> 
         already: nodes whose reply has been admitted in this round.
 
     Returns:
-        (num_trainable,) float32, finite, of norm at most users * C.
+        (num_trainable,) float32, finite, of norm at most users * C; where replies count, one number more, at most
+        half the users.
 
     Raises:
         ReplyRejectedError: names the round, the stage and the node, never its data.
@@ -94,14 +97,17 @@ def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> 
     if problem := _problem_of_header(reply.content["reply"], expected, expected.users_by_node[node]):
         raise reject("admit", problem)
     try:
-        total = decode_vector(reply.content, "delta", "total", expected.num_trainable)
+        total = decode_vector(reply.content, "delta", "total", expected.num_trainable + expected.counts)
     except FederationError as error:
         raise reject("decode", str(error)) from error
     if not np.isfinite(total).all():
         raise reject("admit", "the sum must be finite")
-    bound = expected.users_by_node[node] * expected.clip_norm
-    if float(np.linalg.norm(total.astype(np.float64))) > bound * (1 + _TOLERANCE):
+    users = expected.users_by_node[node]
+    bound = users * expected.clip_norm
+    if float(np.linalg.norm(total[: expected.num_trainable].astype(np.float64))) > bound * (1 + _TOLERANCE):
         raise reject("admit", f"the norm of the sum must be at most users * clip_norm, {bound:g}")
+    if expected.counts and abs(float(total[-1])) > users / 2:
+        raise reject("admit", f"the count must be at most half the users, {users / 2:g}")
     return total
 
 

@@ -18,7 +18,7 @@ from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.noise import NoiseSource
 
-__all__ = ["noised_average", "sum_of"]
+__all__ = ["average_of", "noised_average", "sum_of"]
 
 
 def sum_of(admitted: Mapping[int, Vector], num_trainable: int) -> NDArray[np.float64]:
@@ -32,7 +32,7 @@ def sum_of(admitted: Mapping[int, Vector], num_trainable: int) -> NDArray[np.flo
 def noised_average(
     total: NDArray[np.float64], config: FederationConfig, num_users: int, noise: NoiseSource
 ) -> NDArray[np.float64]:
-    """Return the average delta that a round releases.
+    """Return the average delta that a round releases where clip norm and noise stay the same in all rounds.
 
     Under the unit ``user`` one Gaussian of standard deviation sigma * C is added to the sum, also when the cohort is
     empty: a round without noise would tell that nobody was in it.
@@ -46,7 +46,12 @@ def noised_average(
     Returns:
         (num_trainable,) the noised sum divided by ``expected_share * num_users``.
     """
-    require(num_users >= 1, "num_users must be at least 1", num_users=num_users)
     if config.unit == "user" and config.noise_multiplier > 0:
         total = total + noise.gaussian(len(total), config.noise_multiplier * config.clip_norm)
+    return average_of(total, config, num_users)
+
+
+def average_of(total: NDArray[np.float64], config: FederationConfig, num_users: int) -> NDArray[np.float64]:
+    """Return a sum, noised or not, divided by ``expected_share * num_users``."""
+    require(num_users >= 1, "num_users must be at least 1", num_users=num_users)
     return total / (config.expected_share * num_users)

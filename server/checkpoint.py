@@ -48,6 +48,7 @@ class RoundResult:
         epsilon: spent so far, this round included, at the config's ``dp_delta`` and in its unit.
         update_norm: L2 norm of the released (noised) average delta; 0 in a void round.
         seconds: how long the round took, evaluation not counted.
+        clip_norm: the bound on each user's delta in this round; infinity where there was none.
         quality: of the adapter on held-out public users, where this round was judged.
     """
 
@@ -62,6 +63,7 @@ class RoundResult:
     epsilon: float
     update_norm: float
     seconds: float
+    clip_norm: float
     quality: float | None = None
 
 
@@ -72,6 +74,7 @@ class ServerState:
     Args:
         vector: (P,) the global adapter.
         optimizer: what the server's optimiser remembers.
+        clip_norm: C of the next round.
         version: how many rounds changed the adapter.
         participations: (num_users,) how often each user was asked.
         results: one per finished round, void ones included.
@@ -81,6 +84,7 @@ class ServerState:
 
     vector: Vector
     optimizer: OptimizerState
+    clip_norm: float
     version: int
     participations: NDArray[np.int64]
     results: tuple[RoundResult, ...]
@@ -95,6 +99,7 @@ class ServerState:
             best=spec.check(vector).copy(),
             best_version=0,
             optimizer=OptimizerState.start(config.server_optimizer, spec.num_trainable),
+            clip_norm=config.clip_norm,
             version=0,
             participations=np.zeros(num_users, dtype=np.int64),
             results=(),
@@ -133,6 +138,7 @@ def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, sta
         "format": _FORMAT,
         "spec": spec.to_json(),
         "config": json.dumps(asdict(config), sort_keys=True),
+        "clip_norm": state.clip_norm.hex(),
         "version": str(state.version),
         "best_version": str(state.best_version),
         "event": event_to_json(event),
@@ -181,6 +187,7 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
         best=spec.check(arrays["best"], what=f"best adapter in {path}"),
         best_version=int(metadata["best_version"]),
         optimizer=OptimizerState(momentum=arrays["momentum"], squares=arrays["squares"]),
+        clip_norm=float.fromhex(metadata["clip_norm"]),
         version=int(metadata["version"]),
         participations=arrays["participations"],
         results=tuple(RoundResult(**{**result, "rejected": tuple(result["rejected"])}) for result in results),

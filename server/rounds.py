@@ -18,13 +18,15 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from ownlet.server.adaptive_clip import check_split
 from ownlet.server.admit import Expected, admit_all
-from ownlet.server.aggregate import noised_average, sum_of
+from ownlet.server.aggregate import sum_of
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
 from ownlet.server.early_stop import Judge, best_of, why_stop
 from ownlet.server.fedsvd import turn
 from ownlet.server.nodes import Nodes, split_cohort
 from ownlet.server.optimizer import server_step
+from ownlet.server.release import release
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
@@ -88,9 +90,10 @@ def run_rounds(
 
     Raises:
         AdapterError: the vector does not fit the spec.
-        ConfigError: the config has ``patience`` and nobody judges.
+        ConfigError: the config has ``patience`` and nobody judges, or too few users for its noise on their count.
         FederationError: no node connects in time, or the checkpoint is of another run.
     """
+    check_split(config, num_users)
     state = ServerState.start(config, spec, vector, num_users)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, config, spec, num_users)
@@ -194,7 +197,7 @@ def _ask(
     node_of, num_partitions = nodes.connected()
     asked = split_cohort(cohort, num_partitions)
     reachable = {node_of[partition]: partition for partition in asked if partition in node_of}
-    clip_norm = config.delta_bound(spec.num_trainable)
+    clip_norm = config.delta_bound(spec.num_trainable, state.clip_norm)
     messages = []
     for node, partition in reachable.items():
         request = TrainRequest(
@@ -207,6 +210,7 @@ def _ask(
             clip_norm=clip_norm,
             users=asked[partition],
             seed=config.seed,
+            counts=config.counts,
         )
         ttl = config.reply_timeout_seconds
         messages.append(Message(request_to_records(request), node, "train", group_id=str(number), ttl=ttl))
@@ -218,6 +222,7 @@ def _ask(
         num_trainable=spec.num_trainable,
         clip_norm=clip_norm,
         users_by_node={node: len(asked[partition]) for node, partition in reachable.items()},
+        counts=config.counts,
     )
     admitted, rejected = admit_all(replies, expected)
     for reason in rejected:
@@ -241,10 +246,10 @@ def _close_round(
     started: float,
 ) -> ServerState:
     void = len(answers.admitted) < config.quorum * len(answers.asked)
-    update_norm = 0.0
+    update_norm, clip_norm = 0.0, config.delta_bound(spec.num_trainable, state.clip_norm)
     if not void:
-        total = sum_of(answers.admitted, spec.num_trainable)
-        average = noised_average(total, config, num_users, _noise(config, "server", number))
+        total = sum_of(answers.admitted, spec.num_trainable + config.counts)
+        average, state = release(total, config, state, num_users, _noise(config, "server", number))
         vector, optimizer = server_step(spec, state.vector, state.optimizer, average, config, number)
         if config.svd_every and (state.version + 1) % config.svd_every == 0:
             vector, optimizer = turn(spec, vector, optimizer, config.server_optimizer)
@@ -262,5 +267,6 @@ def _close_round(
         epsilon=spent,
         update_norm=update_norm,
         seconds=time.monotonic() - started,
+        clip_norm=clip_norm,
     )
     return replace(state, results=(*state.results, result))

@@ -15,7 +15,7 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
-from ownlet.shared.server_config import ServerOptimizer
+from ownlet.shared.server_config import AdaptiveClip, ServerOptimizer
 
 __all__ = [
     "PERSONAL_PLAN",
@@ -204,6 +204,7 @@ class FederationConfig:
         unit: the privacy unit. ``user``: whole delta clipped, noise added by the server. ``window``: local DP-SGD on
             the device, noise in the plan. ``none``: neither; for comparison only.
         clip_norm: C, the bound on a user's whole delta; in ``window`` mode on what of it is not noise.
+        adaptive_clip: lets C follow the users' deltas from there; only with unit ``user``.
         noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
         server_learning_rate: step of the server's optimiser on the average delta.
         server_optimizer: what the server makes of the average delta; momentum by default.
@@ -230,6 +231,7 @@ class FederationConfig:
     turns: int = 0
     unit: Literal["user", "window", "none"] = "user"
     clip_norm: float = 0.3
+    adaptive_clip: AdaptiveClip = field(default_factory=AdaptiveClip)
     noise_multiplier: float = 1.0
     server_learning_rate: float = 1.0
     server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -265,6 +267,11 @@ class FederationConfig:
         require(
             0 <= self.server_momentum < 1, "server_momentum must be in [0, 1)", server_momentum=self.server_momentum
         )
+        require(
+            self.unit == "user" or self.adaptive_clip.quantile == 0,
+            "quantile of adaptive_clip must be 0 where unit is not user",
+            quantile=self.adaptive_clip.quantile,
+        )
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -293,7 +300,12 @@ class FederationConfig:
         """The expected size of a cohort, as a share of all users: a public number."""
         return self.turns / self.rounds if self.turns else self.cohort_rate
 
-    def delta_bound(self, num_trainable: int) -> float:
+    @property
+    def counts(self) -> bool:
+        """Whether replies tell how many deltas were within the clip norm."""
+        return self.adaptive_clip.quantile > 0
+
+    def delta_bound(self, num_trainable: int, clip_norm: float | None = None) -> float:
         """Return the largest norm of a user's delta that is sent and admitted.
 
         Under the unit ``window`` a delta carries its own noise, which is far longer than what it tells: a bound without
@@ -302,13 +314,15 @@ class FederationConfig:
 
         Args:
             num_trainable: numbers in a delta.
+            clip_norm: C of the round, where it is another than the first one's.
         """
         if self.unit == "none":
             return math.inf
+        bound = self.clip_norm if clip_norm is None else clip_norm
         if self.unit == "user":
-            return self.clip_norm
+            return bound
         rate = self.plan.learning_rate / self.plan.expected_batch
-        return self.clip_norm + rate * self.plan.noise_std * math.sqrt(self.plan.steps) * (math.sqrt(num_trainable) + 5)
+        return bound + rate * self.plan.noise_std * math.sqrt(self.plan.steps) * (math.sqrt(num_trainable) + 5)
 
     @classmethod
     def from_plain(cls, raw: Mapping[str, Any]) -> FederationConfig:
@@ -321,7 +335,8 @@ class FederationConfig:
         inner = {
             "plan": Plan(**_numbers(raw["plan"])),
             "windows": WindowConfig(**raw["windows"]),
-            "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),  # older files have none
+            "adaptive_clip": AdaptiveClip(**raw.get("adaptive_clip", {})),  # older files have none
+            "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
         }
         return cls(**{**_numbers(raw), **inner})
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.errors import require
 
-__all__ = ["Update", "clip_to_norm", "delta_of"]
+__all__ = ["Update", "clip_to_norm", "count_within", "delta_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,21 @@ def delta_of(spec: AdapterSpec, local: NDArray[np.float32], reference: Vector) -
 def clip_to_norm(deltas: NDArray[np.float32], clip_norm: float) -> NDArray[np.float32]:
     """Return one delta (n,), or each of several (users, n), scaled down if needed to L2 norm at most ``clip_norm``."""
     require(clip_norm > 0, "clip_norm must be positive", clip_norm=clip_norm)
-    norms = np.sqrt(np.einsum("...i,...i->...", deltas, deltas, dtype=np.float64))  # (...)
-    factors = np.minimum(1.0, clip_norm / np.maximum(norms, np.finfo(np.float64).tiny))
+    factors = np.minimum(1.0, clip_norm / np.maximum(_norms(deltas), np.finfo(np.float64).tiny))  # (...)
     clipped: NDArray[np.float32] = deltas * factors[..., None].astype(np.float32)
     return clipped
+
+
+def count_within(deltas: NDArray[np.float32], clip_norm: float) -> float:
+    """Return how many of several deltas (users, n) are within ``clip_norm``, less half their number.
+
+    Each adds one half or takes one half away, so adding or removing a user changes it by one half and not by one
+    (Andrew et al. 2021, https://arxiv.org/abs/1905.03871, section 2.2). A delta that is not finite is not within.
+    """
+    return float(np.sum(_norms(deltas) <= clip_norm) - 0.5 * len(deltas))
+
+
+def _norms(deltas: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the L2 norm of one delta (n,), (), or of each of several (users, n), (users,)."""
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("...i,...i->...", deltas, deltas, dtype=np.float64))
+    return norms

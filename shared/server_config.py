@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from ownlet.shared.errors import require
 
-__all__ = ["OptimizerName", "ServerOptimizer"]
+__all__ = ["AdaptiveClip", "OptimizerName", "ServerOptimizer"]
 
 OptimizerName = Literal["fedavgm", "fedadam", "fedyogi"]
 
@@ -36,3 +36,24 @@ class ServerOptimizer:
         require(self.name in names, f"name must be one of {', '.join(names)}", name=self.name)
         require(0 <= self.beta2 < 1, "beta2 must be in [0, 1)", beta2=self.beta2)
         require(0 < self.tau < math.inf, "tau must be positive", tau=self.tau)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveClip:
+    """How the clip norm follows a quantile of the norms of users' deltas (``server/adaptive_clip.py``).
+
+    Args:
+        quantile: the share of users whose delta shall be within the clip norm; 0 keeps the clip norm as it is.
+        learning_rate: of the geometric update, per round.
+        count_noise: standard deviation of the noise on the number of users within the clip norm, as a share of the
+            expected cohort. Its privacy is paid for by a little more noise on the deltas.
+    """
+
+    quantile: float = 0.0
+    learning_rate: float = 0.2
+    count_noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(0 <= self.quantile < 1, "quantile must be in [0, 1)", quantile=self.quantile)
+        require(0 < self.learning_rate < math.inf, "learning_rate must be positive", learning_rate=self.learning_rate)
+        require(0 < self.count_noise < math.inf, "count_noise must be positive", count_noise=self.count_noise)

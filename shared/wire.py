@@ -68,6 +68,7 @@ class TrainRequest:
         clip_norm: C, the bound on each user's whole delta; infinity means no bound.
         users: the users that the node must train, at least one.
         seed: only in a simulation that must be reproducible; None lets every device draw from its operating system.
+        counts: whether the reply's last number shall say how many deltas were within ``clip_norm`` before clipping.
     """
 
     vector: Vector
@@ -79,6 +80,7 @@ class TrainRequest:
     clip_norm: float
     users: tuple[int, ...]
     seed: int | None = None
+    counts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class TrainReply:
     """What a node answers. No loss, norm or count of examples is in it: those are private outputs.
 
     Args:
-        total: (num_trainable,) the sum of the users' clipped deltas.
+        total: (num_trainable,) the sum of the users' clipped deltas; where the request counts, one number more
+            (``delta.count_within``).
         round: of the request.
         version: of the adapter that the deltas are relative to.
         base_hash: of the base that the node trained on.
@@ -113,6 +116,8 @@ def request_to_records(request: TrainRequest) -> RecordDict:
     }
     if request.seed is not None:
         values["seed"] = request.seed
+    if request.counts:
+        values["counts"] = True
     arrays = ArrayRecord({"vector": Array(request.vector)})
     return RecordDict({"adapter": arrays, "request": ConfigRecord(values)})
 
@@ -141,6 +146,7 @@ def request_from_records(records: RecordDict, size: int) -> TrainRequest:
             clip_norm=values["clip-norm"],
             users=tuple(values["users"]),
             seed=values.get("seed"),
+            counts=values.get("counts", False),
         )
     except (KeyError, TypeError) as error:
         raise FederationError(f"request must have every field, got {error}") from error

@@ -327,6 +327,7 @@ def _row(record: RoundResult) -> dict[str, Any]:
         "rejected": "; ".join(record.rejected),
         "epsilon": record.epsilon,
         "update_norm": record.update_norm,
+        "clip_norm": record.clip_norm,
         "public_ndcg@10": record.quality,
         "seconds": record.seconds,
     }
