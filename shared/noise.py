@@ -58,12 +58,16 @@ class _Streams:
     def _items(self) -> CipherContext:
         return self._stream("items")
 
+    @cached_property
+    def _words(self) -> CipherContext:
+        return self._stream("words")
+
     def _stream(self, purpose: str) -> CipherContext:
         return Cipher(algorithms.AES(self._key_for(purpose)), modes.CTR(bytes(16))).encryptor()
 
 
 class AesNoise(_Streams):
-    """The source of everything that is released: masks and Gaussians from two separate AES-CTR streams."""
+    """The source of everything that is released: masks, Gaussians and whole numbers from AES-CTR streams apart."""
 
     def __init__(self, key: bytes | None = None) -> None:
         """Start a source.
@@ -118,6 +122,10 @@ class AesNoise(_Streams):
         """Return (windows, number) independent item numbers, each of 1..num_items equally likely."""
         uniform = self._uniform(self._items, windows * number).reshape(windows, number)
         return 1 + (uniform * num_items).astype(np.int64)
+
+    def words(self, size: int) -> NDArray[np.uint64]:
+        """Return (size,) independent whole numbers, each of 0..2^64 - 1 equally likely."""
+        return np.frombuffer(self._words.update(bytes(8 * size)), dtype="<u8").astype(np.uint64)
 
     def _key_for(self, purpose: str) -> bytes:
         return hashlib.sha256(self._key + purpose.encode()).digest()
