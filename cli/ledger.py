@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from ownlet.device.chain import Entry
     from ownlet.device.ledger import LedgerReport
 
-__all__ = ["show", "verify"]
+__all__ = ["KeyFile", "read_key", "show", "verify"]
 
 _Path = Annotated[Path, typer.Argument(help="A ledger file, or the state folder that holds one.")]
-_KeyFile = Annotated[
+KeyFile = Annotated[
     Path | None,
     typer.Option(help="File with the app's key, 32 bytes or 64 hex digits; without it, the key is empty."),
 ]
@@ -41,7 +41,7 @@ def show(
         _print(report, shown, opened)
 
 
-def verify(path: _Path, key_file: _KeyFile = None) -> None:
+def verify(path: _Path, key_file: KeyFile = None) -> None:
     """Verify every line of a privacy ledger; exit code 0 if all is well, 2 if not.
 
     Checks the chain of macs, the totals in every checkpoint, and that no charge went past the budget of its time.
@@ -50,7 +50,7 @@ def verify(path: _Path, key_file: _KeyFile = None) -> None:
     from ownlet.shared.seal import Keys
 
     file = _ledger_file(path)
-    report = verify_ledger(file, Keys.of(None if key_file is None else _read_key(key_file)).ledger)
+    report = verify_ledger(file, Keys.of(None if key_file is None else read_key(key_file)).ledger)
     typer.echo(
         f"{file} verifies: {report.entries} entries, {report.charges} charges ({report.uncommitted} uncommitted), "
         f"head {report.head}"
@@ -71,7 +71,12 @@ def _ledger_file(path: Path) -> Path:
     return path / LEDGER_FILE if path.is_dir() else path
 
 
-def _read_key(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
+    """Return the app's key from a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no key; its content is never shown.
+    """
     from ownlet.shared.errors import ConfigError
 
     try:

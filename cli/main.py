@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
 from ownlet.cli.adapter import export_adapter, import_adapter
+from ownlet.cli.audit import audit
 from ownlet.cli.bench import quality
 from ownlet.cli.compare import compare
 from ownlet.cli.config import config
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "evaluate": evaluate,
     "export": export,
+    "audit": audit,
     "grow": grow,
     "adapter export": export_adapter,
     "adapter import": import_adapter,

@@ -22,28 +22,42 @@ from matplotlib.ticker import MaxNLocator
 from ownlet.shared.metrics import Metric
 from ownlet.simulations.findings import Latency, PrivacyRow, QualityRow, RoundRecord, RunRecord
 
-__all__ = ["epsilon_by_round", "gain_against_epsilon", "latency_bars", "norms_against_clip", "quality_by_round"]
+__all__ = [
+    "BASE",
+    "DASHES",
+    "INK",
+    "SERIES",
+    "drawing",
+    "epsilon_by_round",
+    "gain_against_epsilon",
+    "latency_bars",
+    "legend",
+    "norms_against_clip",
+    "quality_by_round",
+]
 
-_INK, _MUTED, _LINE, _BASE = "#010101", "#020202", "#030303", "#040404"
+INK, _MUTED, _LINE, BASE = "#010101", "#020202", "#030303", "#040404"
 _COLOURS = {"federated": "#050505", "federated_eps8": "#060606", "federated_eps2": "#070707", "personal": "#080808"}
 _VARIABLES = {
-    _INK: "--ink",
+    INK: "--ink",
     _MUTED: "--muted",
     _LINE: "--line",
-    _BASE: "--base",
+    BASE: "--base",
     "#050505": "--federated",
     "#060606": "--eps8",
     "#070707": "--eps2",
     "#080808": "--personal",
 }
-_DASHES = (0, (5, 3))
+SERIES = tuple(_COLOURS.values())
+"""Colours for series that are not runs: stand-ins, as all of them here."""
+DASHES = (0, (5, 3))
 _SHORT_NAMES = {"federated": "no privacy", "federated_eps8": "ε = 8", "federated_eps2": "ε = 2", "personal": "personal"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib; only its widths are used for the layout
     "font.size": 12.5,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.labelcolor": _MUTED,
     "axes.edgecolor": _LINE,
     "axes.grid": True,
@@ -74,10 +88,10 @@ def quality_by_round(runs: Sequence[RunRecord], base: Metric | None) -> str:
     """
     if not any(record.ndcg for run in runs for record in run.rounds):
         return ""
-    with _drawing("quality-by-round", "NDCG@10 on public users by round") as (axes, result):
+    with drawing("quality-by-round", "NDCG@10 on public users by round") as (axes, result):
         if base is not None:
-            axes.axhspan(base.low, base.high, color=_BASE, alpha=0.12, linewidth=0)
-            axes.axhline(base.value, color=_BASE, linestyle=_DASHES, linewidth=1.5, label="base")
+            axes.axhspan(base.low, base.high, color=BASE, alpha=0.12, linewidth=0)
+            axes.axhline(base.value, color=BASE, linestyle=DASHES, linewidth=1.5, label="base")
         _lines_by_round(axes, runs, lambda record: record.ndcg.value if record.ndcg else None)
         for label in _labels(runs):
             seeds = [run for run in runs if run.label == label]
@@ -96,7 +110,7 @@ def epsilon_by_round(runs: Sequence[RunRecord]) -> str:
     """Draw the ε spent by round; return an ``<svg>`` element, or "" where no run claims one."""
     if not any(record.epsilon is not None for run in runs for record in run.rounds):
         return ""
-    with _drawing("epsilon-by-round", "Privacy spent by round") as (axes, result):
+    with drawing("epsilon-by-round", "Privacy spent by round") as (axes, result):
         _lines_by_round(axes, runs, lambda record: record.epsilon)
         axes.set_ylabel("ε spent")
         axes.set_ylim(bottom=0)
@@ -108,11 +122,11 @@ def norms_against_clip(runs: Sequence[RunRecord]) -> str:
     """Draw the norm of users' deltas by round, with each run's clip; return ``<svg>``, or "" where no norm is known."""
     if not any(record.update_norm is not None for run in runs for record in run.rounds):
         return ""
-    with _drawing("norms", "Norm of a user's delta against the clip, by round") as (axes, result):
+    with drawing("norms", "Norm of a user's delta against the clip, by round") as (axes, result):
         _lines_by_round(axes, runs, lambda record: record.update_norm)
         clips = {record.clip_norm for run in runs for record in run.rounds if record.clip_norm is not None}
         for clip in sorted(clip for clip in clips if np.isfinite(clip)):
-            axes.axhline(clip, color=_BASE, linestyle=_DASHES, linewidth=1.5, label=f"clip {clip:g}")
+            axes.axhline(clip, color=BASE, linestyle=DASHES, linewidth=1.5, label=f"clip {clip:g}")
         axes.set_ylabel("L2 norm of delta")
         axes.set_ylim(bottom=0)
         _finish_rounds(axes)
@@ -134,8 +148,8 @@ def gain_against_epsilon(quality: Sequence[QualityRow], privacy: Sequence[Privac
     gains.sort(key=lambda pair: spent.get(pair[0], np.inf))
     if not gains:
         return ""
-    with _drawing("gain-against-epsilon", "Gain in NDCG@10 over base against epsilon") as (axes, result):
-        axes.axhline(0, color=_BASE, linestyle=_DASHES, linewidth=1.5, label="base")
+    with drawing("gain-against-epsilon", "Gain in NDCG@10 over base against epsilon") as (axes, result):
+        axes.axhline(0, color=BASE, linestyle=DASHES, linewidth=1.5, label="base")
         for at, (label, gain) in enumerate(gains):
             errors = [[gain.value - gain.low], [gain.high - gain.value]]
             axes.errorbar(at, gain.value, errors, fmt="o", color=_COLOURS[label], capsize=5, markersize=8)
@@ -146,7 +160,7 @@ def gain_against_epsilon(quality: Sequence[QualityRow], privacy: Sequence[Privac
         axes.set_xlim(-0.5, len(gains) - 0.35)
         axes.grid(visible=False, axis="x")
         axes.set_ylabel("gain in NDCG@10")
-        _legend(axes)
+        legend(axes)
     return result[0]
 
 
@@ -154,19 +168,19 @@ def latency_bars(latencies: Sequence[Latency]) -> str:
     """Draw the time of each method as ``.pte`` program and in eager PyTorch; return ``<svg>``, or "" for none."""
     if not latencies:
         return ""
-    with _drawing("latency", "Time of one call in milliseconds", size=(13.0, 3.6)) as (axes, result):
+    with drawing("latency", "Time of one call in milliseconds", size=(13.0, 3.6)) as (axes, result):
         at = np.arange(len(latencies))
-        for offset, name, colour in ((-0.19, ".pte", _COLOURS["federated"]), (0.19, "eager PyTorch", _BASE)):
+        for offset, name, colour in ((-0.19, ".pte", _COLOURS["federated"]), (0.19, "eager PyTorch", BASE)):
             times = [row.pte_ms if name == ".pte" else row.eager_ms for row in latencies]
             bars = axes.barh(at + offset, times, height=0.34, color=colour, label=name)
-            axes.bar_label(bars, fmt="%.3g ms", padding=5, color=_INK)
+            axes.bar_label(bars, fmt="%.3g ms", padding=5, color=INK)
         axes.set_yticks(at, [row.method for row in latencies])
-        axes.tick_params(axis="y", labelcolor=_INK, length=0)
+        axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.invert_yaxis()
         axes.margins(x=0.1)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("milliseconds per call")
-        _legend(axes)
+        legend(axes)
     return result[0]
 
 
@@ -197,10 +211,10 @@ def _finish_rounds(axes: Axes) -> None:
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.01)
-    _legend(axes)
+    legend(axes)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Put the legend above the axes, where it can hide no data."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
@@ -208,8 +222,14 @@ def _legend(axes: Axes) -> None:
 
 
 @contextmanager
-def _drawing(name: str, description: str, size: tuple[float, float] = (6.4, 4.1)) -> Iterator[tuple[Axes, list[str]]]:
-    """Yield axes to draw on, and a list that holds the SVG once the block has ended."""
+def drawing(name: str, description: str, size: tuple[float, float] = (6.4, 4.1)) -> Iterator[tuple[Axes, list[str]]]:
+    """Yield axes to draw on, and a list that holds the SVG once the block has ended.
+
+    Args:
+        name: of the figure; differs between figures of one page.
+        description: for those who cannot see it.
+        size: width and height; only their ratio counts.
+    """
     result: list[str] = []
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"ownlet-{name}"}):
         figure = Figure(figsize=size, layout="constrained")

@@ -170,9 +170,16 @@ class RunFolder:
         return self.path / "metrics.parquet"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the rows that ``write_metrics`` has written so far; none where there is no file yet."""
+        """Return the rows that ``write_metrics`` has written so far; none where there is no file yet.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
         path = self.path / "metrics.parquet"
-        return pl.read_parquet(path).to_dicts() if path.exists() else []
+        try:
+            return pl.read_parquet(path).to_dicts() if path.exists() else []
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"metrics must be readable Parquet, got {path}: {error}") from error
 
     def write_summary(self, summary: Mapping[str, object]) -> Path:
         """Check the summary and write it as ``summary.json``, atomically; this finishes the run.

@@ -1,0 +1,67 @@
+"""``ownlet audit``: what was promised, what was spent, and a measured lower bound beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ownlet.cli.ledger import KeyFile, read_key
+from ownlet.cli.options import Seed, Threads, use_threads
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ownlet.simulations.audit.report import AuditReport
+
+__all__ = ["audit"]
+
+
+def audit(
+    path: Annotated[
+        Path, typer.Argument(help="A run's folder, a device's state folder or ledger file, or a bundle's folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="The machine-readable report to write.")] = None,
+    key_file: KeyFile = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Run the longer audits, too.")] = False,
+    max_epsilon: Annotated[
+        float | None, typer.Option(help="Fail where more than this is promised, or nothing.")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Audit what was promised, what was spent, and what can be measured, of a run, a ledger or a bundle.
+
+    Exit code 0 if nothing is wrong, 1 if a measured bound exceeds its claim or a check failed, 2 if the record does not
+    verify or cannot be read. A report is written in every case but the last.
+    """
+    from rich.console import Console
+
+    from ownlet.cli.progress import progress_bars
+    from ownlet.simulations.audit.output import check_outputs, write_report
+    from ownlet.simulations.audit.report import assemble
+
+    use_threads(threads)
+    key = None if key_file is None else read_key(key_file)
+    check_outputs(out, json)
+    console = Console(highlight=False)
+    with progress_bars(console) as progress:
+        report = assemble(path, progress, key=key, thorough=thorough, seed=seed, max_epsilon=max_epsilon)
+    written = write_report(report, page=out, json_file=json)
+    _print(console, report)
+    for file in written:
+        console.print(f"Written: {file}", soft_wrap=True)
+    raise typer.Exit(report.exit_code)
+
+
+def _print(console: Console, report: AuditReport) -> None:
+    from ownlet.simulations.audit.page import VERDICTS
+
+    console.print(f"{VERDICTS[report.status]}: {report.kind} {report.name}", soft_wrap=True, markup=False)
+    for reason in report.reasons:
+        console.print(f"  {reason}", soft_wrap=True, markup=False)
+    for field in report.fields:
+        if field.name in ("privacy_unit", "epsilon_total", "trust_model", "audit_results"):
+            console.print(f"{field.title}: {field.value}", soft_wrap=True, markup=False)
