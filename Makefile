@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window lint typecheck check lock clean
+.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ bench-quality: install  ## methods x epsilons x stages, hours on real data, resu
 
 bench-window: install  ## gain against fleet size under window-level privacy; writes bench/window_level_*.json and .png
 	$(BIN)/python -m ownlet.simulations.benchmarks.window_level
+
+bench-audit: install  ## lower bounds of right trainers and engines, and thirteen broken ones; writes bench/audit.json
+	$(BIN)/python -m ownlet.simulations.benchmarks.audit
 
 bench-drift: install  ## rounds until each method recovers from a change of interests; writes bench/drift.json and .png
 	$(BIN)/python -m ownlet.simulations.benchmarks.drift

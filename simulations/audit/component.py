@@ -48,7 +48,7 @@ class Trials:
 
     units: int = 60
     noise: int = 60
-    sampling: int = 400
+    sampling: int = 600
     confidence: float = 0.95
     false_alarm: float = 1e-4
 

@@ -54,7 +54,7 @@ def measure_sampling(mechanism: Mechanism, contributions: Contributions, steps: 
     source = Silenced(AesNoise())
     sums = np.stack([mechanism.release(everybody, source, "drawn") - rest for _ in range(steps)])  # (steps, P)
     alone = contributions.alone
-    coins, *_ = np.linalg.lstsq(alone.T, sums.T)  # (units, steps)
+    coins, *_ = np.linalg.lstsq(alone @ alone.T, alone @ sums.T)  # (units, steps), by the normal equations
     taken = coins.T > 0.5
     told = np.abs(coins.T - taken).max() <= _CLEAR
     left = np.linalg.norm(sums - taken @ alone, axis=1).max()
