@@ -71,11 +71,13 @@ class Trainer:
     def move(self, vector: Vector, batch: Windows, plan: Plan, noise: NoiseSource, size: int) -> Rows:
         """Return what a step takes away from the trained numbers."""
         total = self.total(self.gradients(vector, batch), plan) + self.noise(plan, noise)
-        return total * plan.learning_rate / self.denominator(plan, size)
+        moved: Rows = total * plan.learning_rate / self.denominator(plan, size)
+        return moved
 
     def total(self, gradients: Rows, plan: Plan) -> Rows:
         """Return the sum of clipped gradients (batch, n)."""
-        return clipped(gradients, plan.clip_norm).sum(axis=0)
+        total: Rows = clipped(gradients, plan.clip_norm).sum(axis=0)
+        return total
 
     def noise(self, plan: Plan, noise: NoiseSource) -> Rows:
         """Return the noise of one step, (n,)."""
@@ -102,7 +104,8 @@ class Trainer:
 def clipped(rows: Rows, clip_norm: float) -> Rows:
     """Return rows (rows, n), each scaled down if needed to norm at most ``clip_norm``."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)  # (rows, 1)
-    return rows * np.minimum(1.0, clip_norm / np.maximum(norms, 1e-12))
+    scaled: Rows = rows * np.minimum(1.0, clip_norm / np.maximum(norms, 1e-12))
+    return scaled
 
 
 class _NoNoise(Trainer):
@@ -135,7 +138,8 @@ class _OneSeedForAllSteps(Trainer):
 class _ClipAfterAveraging(Trainer):
     def total(self, gradients: Rows, plan: Plan) -> Rows:
         average = gradients.sum(axis=0, keepdims=True) / plan.expected_batch
-        return clipped(average, plan.clip_norm)[0] * plan.expected_batch
+        total: Rows = clipped(average, plan.clip_norm)[0] * plan.expected_batch
+        return total
 
 
 class _PerLayerClipping(Trainer):
@@ -249,7 +253,7 @@ def audit_zoo(
         progress: told of the stages of each.
     """
     model, spec, vector = zoo_base()
-    kinds = {"correct": Trainer, **ZOO}
+    kinds: dict[str, type[Trainer]] = {"correct": Trainer, **ZOO}
     return {
         name: audit_engine(
             kinds[name](model, spec),
