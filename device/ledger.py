@@ -18,7 +18,6 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import threading
 import time
@@ -30,9 +29,18 @@ from typing import get_args
 
 from ownlet.device.budget import Budget, Limit, Totals, accountant, epsilon_of, find_limit, quick_bound, totals_of
 from ownlet.device.chain import Entry, append, canonical, locked, read_tail, signed_line, whole_end
+from ownlet.device.ledger_reading import (
+    LedgerReport,
+    Spent,
+    read_ledger,
+    replay,
+    spent_of,
+    verify_ledger,
+    whole_lines,
+)
 from ownlet.device.ledger_state import LedgerState, Unit, budget_to_plain, finite
 from ownlet.shared.config import Plan
-from ownlet.shared.errors import BudgetExceededError, PrivacyError, require
+from ownlet.shared.errors import BudgetExceededError, LedgerError, PrivacyError, require
 
 __all__ = [
     "CHECKPOINT_EVERY",
@@ -73,48 +81,6 @@ class Charge:
 
     def __post_init__(self) -> None:
         require(self.unit in get_args(Unit), "unit must be window or user", unit=self.unit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What one unit has spent.
-
-    Args:
-        epsilon: of all its charges, at the budget's delta.
-        left: the budget's epsilon minus that; at least 0.
-        charges: how many.
-        uncommitted: how many of them have no commit; they are charged all the same.
-    """
-
-    epsilon: float
-    left: float
-    charges: int
-    uncommitted: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerReport:
-    """What a ledger that verifies says.
-
-    Args:
-        entries: lines, budgets and checkpoints included.
-        charges: intents.
-        uncommitted: intents without commit.
-        head: the mac of the last line; with ``entries`` it names this very state.
-        torn_bytes: behind the last whole line; they never counted.
-        budget: the one in force.
-        spent: unit -> what it spent.
-        events: unit -> canonical JSON of a mechanism -> how often it ran.
-    """
-
-    entries: int
-    charges: int
-    uncommitted: int
-    head: str
-    torn_bytes: int
-    budget: Budget
-    spent: dict[str, Spent]
-    events: dict[str, dict[str, int]]
 
 
 class Ledger:
@@ -235,7 +201,7 @@ class Ledger:
             PrivacyError: the ledger does not verify.
         """
         with self._locked():
-            return _spent(self._state, unit, self.budget)
+            return spent_of(self._state, unit, self.budget)
 
     def events(self, unit: Unit, *, base_hash: str | None = None, adapter_version: int | None = None) -> list[str]:
         """Return the events of a unit's charges, oldest first, uncommitted ones included; verifies the whole chain.
@@ -264,7 +230,7 @@ class Ledger:
             PrivacyError: the ledger does not verify.
         """
         with self._locked() as file:
-            return _replay(self._path, os.pread(file, whole_end(file), 0), self._key)[1]
+            return list(replay(self._path, os.pread(file, whole_end(file), 0), self._key).entries)
 
     def participations_since(self, at: float) -> int:
         """Return how many charges have a clock later than ``at``; it stops counting at 64.
@@ -309,7 +275,7 @@ class Ledger:
 
     def _take(self, file: int, start: int, data: bytes) -> None:
         """Verify and add whole lines that stand at ``start``."""
-        for line in _lines(data):
+        for line in whole_lines(data):
             try:
                 if start and not self._state.seq:
                     self._state = LedgerState.at_checkpoint(line, self._key)
@@ -317,7 +283,7 @@ class Ledger:
                     self._state.take(line, self._key)
             except ValueError as error:
                 number = os.pread(file, start, 0).count(b"\n") + 1
-                raise _broken(self._path, number, error) from error
+                raise LedgerError(self._path, number, str(error)) from error
             self._last = (start, line + b"\n")
             start += len(line) + 1
 
@@ -361,7 +327,7 @@ class Ledger:
     def _require_fits(self, unit: Unit, cost: Totals) -> Limit | None:
         fits, limit = self._fits(unit, cost)
         if not fits:
-            spent = _spent(self._state, unit, self.budget)
+            spent = spent_of(self._state, unit, self.budget)
             after = epsilon_of(self._state.units[unit].totals + Counter(cost), self.budget.dp_delta)
             raise BudgetExceededError(
                 f"epsilon per {unit} must not exceed {self.budget.epsilon:g} at dp_delta={self.budget.dp_delta:g}, got "
@@ -375,103 +341,6 @@ class Ledger:
             f"ledger must be present beside what was trained, got none at {self._path}: a missing ledger means that "
             "the budget is exhausted, not that it is fresh"
         )
-
-
-def verify_ledger(path: Path, key: bytes = b"") -> LedgerReport:
-    """Verify every line of a ledger, the totals of every checkpoint, and that no charge went past its budget.
-
-    Args:
-        path: the file; it is only read.
-        key: ``Keys.ledger``; empty without an app key.
-
-    Raises:
-        PrivacyError: it does not verify; names the line. Or it cannot be read.
-    """
-    data, torn_bytes = _read(path)
-    state, entries = _replay(path, data, key)
-    _check_budgets(path, entries)
-    return _report(state, torn_bytes)
-
-
-def read_ledger(path: Path, key: bytes | None = None) -> tuple[LedgerReport, list[Entry]]:
-    """Read a ledger to show it: its report and its entries, oldest first.
-
-    Args:
-        path: the file; it is only read.
-        key: None reads a chain without its key: order and totals are checked, macs are not.
-
-    Raises:
-        PrivacyError: a line cannot be read.
-    """
-    data, torn_bytes = _read(path)
-    state, entries = _replay(path, data, key)
-    return _report(state, torn_bytes), entries
-
-
-def _read(path: Path) -> tuple[bytes, int]:
-    try:
-        with locked(path, write=False) as file:
-            end = whole_end(file)
-            return os.pread(file, end, 0), os.fstat(file).st_size - end
-    except OSError as error:
-        raise PrivacyError(f"ledger must be readable, got {error}") from error
-
-
-def _replay(path: Path, data: bytes, key: bytes | None) -> tuple[LedgerState, list[Entry]]:
-    state, entries = LedgerState(), []
-    for number, line in enumerate(_lines(data), start=1):
-        try:
-            entries.append(state.take(line, key))
-        except ValueError as error:
-            raise _broken(path, number, error) from error
-    return state, entries
-
-
-def _lines(data: bytes) -> list[bytes]:
-    return data.split(b"\n")[:-1]  # behind the last newline is nothing; splitlines would split at \r too
-
-
-def _check_budgets(path: Path, entries: list[Entry]) -> None:
-    """Check the last charge of each unit under each budget; epsilon only grows, so that covers the others."""
-    state = LedgerState()
-    charged: dict[str, int] = {}  # unit -> line of its last charge under the budget in force
-    for entry in [*entries, {"state": "budget"}]:
-        if entry["state"] == "budget" and state.budget is not None:
-            for unit, number in charged.items():
-                spent = epsilon_of(state.units[unit].totals, state.budget.dp_delta)
-                if spent > state.budget.epsilon * (1 + 1e-6):
-                    why = f"epsilon per {unit} is {spent:.4f} there, past the budget of {state.budget.epsilon:g}"
-                    raise _broken(path, number, why)
-            charged = {}
-        if entry["state"] == "intent":
-            charged[entry["unit"]] = entry["seq"]
-        if "seq" in entry:
-            state.take(canonical(entry), None)
-
-
-def _report(state: LedgerState, torn_bytes: int) -> LedgerReport:
-    budget = state.budget or Budget()
-    return LedgerReport(
-        entries=state.seq,
-        charges=sum(unit.charges for unit in state.units.values()),
-        uncommitted=sum(unit.uncommitted for unit in state.units.values()),
-        head=state.head,
-        torn_bytes=torn_bytes,
-        budget=budget,
-        spent={unit: _spent(state, unit, budget) for unit in get_args(Unit)},
-        events={name: dict(unit.totals) for name, unit in state.units.items()},
-    )
-
-
-def _spent(state: LedgerState, unit: Unit, budget: Budget) -> Spent:
-    of = state.units[unit]
-    epsilon = epsilon_of(of.totals, budget.dp_delta)
-    left = math.inf if budget.epsilon == math.inf else max(0.0, budget.epsilon - epsilon)
-    return Spent(epsilon=epsilon, left=left, charges=of.charges, uncommitted=of.uncommitted)
-
-
-def _broken(path: Path, number: int, why: object) -> PrivacyError:
-    return PrivacyError(f"ledger must verify, got line {number} of {path}: {why}")
 
 
 @functools.cache

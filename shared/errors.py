@@ -6,7 +6,8 @@
     ├── AdapterError                an adapter does not fit its base, or is damaged
     ├── BundleError                 a bundle is incomplete, altered or does not agree with eager
     ├── PrivacyError                a privacy rule would be broken
-    │   └── BudgetExceededError     the next step would spend more than is allowed
+    │   ├── BudgetExceededError     the next step would spend more than is allowed
+    │   └── LedgerError             a privacy ledger does not verify
     ├── FederationError             a round cannot go on
     │   └── ReplyRejectedError      one node's reply is not admitted
     ├── StateError                  a state folder cannot be used, or its disk refuses
@@ -20,6 +21,7 @@ Every message names the thing, the rule and the value: ``clip_norm must be posit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = [
     "OwnletError",
@@ -30,6 +32,7 @@ __all__ = [
     "BundleError",
     "PrivacyError",
     "BudgetExceededError",
+    "LedgerError",
     "FederationError",
     "ReplyRejectedError",
     "StateError",
@@ -65,6 +68,15 @@ class PrivacyError(OwnletError):
 
 class BudgetExceededError(PrivacyError):
     """The next step would spend more privacy than is allowed."""
+
+
+class LedgerError(PrivacyError):
+    """A privacy ledger does not verify; ``line`` (from 1) and ``reason`` say where and why."""
+
+    def __init__(self, path: Path, line: int, reason: str) -> None:
+        super().__init__(f"ledger must verify, got line {line} of {path}: {reason}")
+        self.line = line
+        self.reason = reason
 
 
 class FederationError(OwnletError):

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ownlet.shared.errors import DataError, require
+from ownlet.shared.errors import ConfigError, DataError, require
 
-__all__ = ["KEY_BYTES", "Keys", "Seal"]
+__all__ = ["KEY_BYTES", "Keys", "Seal", "read_key"]
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -101,6 +102,24 @@ class Seal:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose)
         except InvalidTag as error:
             raise DataError(f"sealed {_name(purpose)} must open, got another key or altered bytes") from error
+
+
+def read_key(path: Path) -> bytes:
+    """Return an app's key from a file of 32 bytes or 64 hex digits.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no key; the message never shows its content.
+    """
+    try:
+        content = path.read_bytes()
+        key = content if len(content) == KEY_BYTES else bytes.fromhex(content.decode().strip())
+    except OSError as error:
+        raise ConfigError(f"key_file must be readable, got {error}") from error
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"key_file must hold 32 bytes or 64 hex digits, got {path}")
+    return key
 
 
 def _derive(key: bytes, use: bytes) -> bytes:
