@@ -45,6 +45,8 @@ OPTIONS = {
     "unit": ("federation.unit",),
     "target_epsilon": ("federation.target_epsilon",),
     "noise_multiplier": ("federation.noise_multiplier",),
+    "noise_plan": ("federation.noise_plan.name",),
+    "min_separation": ("federation.noise_plan.min_separation",),
     "dp_delta": ("federation.dp_delta",),
     "rounds": ("federation.rounds",),
     "cohort_rate": ("federation.cohort_rate",),
@@ -111,6 +113,13 @@ def simulate(
         float | None,
         typer.Option(help="Noise standard deviation divided by the clip: server (user) or device (window)."),
     ] = None,
+    noise_plan: Annotated[
+        Literal["independent", "blt"],
+        typer.Option(help="blt: later noise takes back part of earlier noise; wants --min-separation."),
+    ] = "independent",
+    min_separation: Annotated[
+        int, typer.Option(min=1, help="With blt: groups that take part in turn, in place of --cohort-rate.")
+    ] = 1,
     dp_delta: Annotated[float, typer.Option(help="The delta at which epsilon is stated.")] = 1e-5,
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 30,
     cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.2,

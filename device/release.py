@@ -35,13 +35,18 @@ def check_terms(terms: FederationConfig, windows: WindowConfig) -> None:
     """Check what a server asks for against what a bundle can do.
 
     Raises:
-        ConfigError: windows other than the bundle's, or an adaptive clip.
+        ConfigError: windows other than the bundle's, an adaptive clip, or correlated noise.
         PrivacyError: windows that share events where the window is the privacy unit.
     """
     require(
         not terms.counts,
         "quantile of adaptive_clip must be 0 in terms for a device that answers on its own: its update has no count",
         quantile=terms.adaptive_clip.quantile,
+    )
+    require(
+        not terms.correlated,
+        "noise_plan must be independent in terms for a device that answers on its own: it charges round by round",
+        noise_plan=terms.noise_plan.name,
     )
     require(terms.windows == windows, f"windows must be the bundle's {windows}", windows=terms.windows)
     if terms.unit == "window" and windows.context_length > 0:

@@ -7,6 +7,7 @@ of a seeded run are derived from the seed and the round's number, so no generato
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ownlet.server.cohorts import draw_groups
+from ownlet.server.correlated_noise import NoiseState, factor_of, realised_multiplier
+from ownlet.server.noise_factor import Factor
 from ownlet.server.optimizer import OptimizerState
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -75,6 +79,9 @@ class ServerState:
         vector: (P,) the global adapter.
         optimizer: what the server's optimiser remembers.
         clip_norm: C of the next round.
+        noise: what correlated noise remembers.
+        groups: (num_users,) who takes part together, with correlated noise; else empty.
+        last_asked: (num_users,) the last round in which each user was asked, with correlated noise; else empty.
         version: how many rounds changed the adapter.
         participations: (num_users,) how often each user was asked.
         results: one per finished round, void ones included.
@@ -85,6 +92,9 @@ class ServerState:
     vector: Vector
     optimizer: OptimizerState
     clip_norm: float
+    noise: NoiseState
+    groups: NDArray[np.int64]
+    last_asked: NDArray[np.int64]
     version: int
     participations: NDArray[np.int64]
     results: tuple[RoundResult, ...]
@@ -94,25 +104,33 @@ class ServerState:
     @classmethod
     def start(cls, config: FederationConfig, spec: AdapterSpec, vector: Vector, num_users: int) -> ServerState:
         """Return the state before the first round."""
+        nobody = np.zeros(0, dtype=np.int64)
         return cls(
             vector=spec.check(vector).copy(),
             best=spec.check(vector).copy(),
             best_version=0,
             optimizer=OptimizerState.start(config.server_optimizer, spec.num_trainable),
             clip_norm=config.clip_norm,
+            noise=NoiseState.start(config, spec.num_trainable),
+            groups=draw_groups(config, num_users) if config.correlated else nobody,
+            last_asked=np.zeros(num_users, dtype=np.int64) if config.correlated else nobody,
             version=0,
             participations=np.zeros(num_users, dtype=np.int64),
             results=(),
         )
 
-    def asked(self, cohort: NDArray[np.int64]) -> ServerState:
+    def asked(self, cohort: NDArray[np.int64], round_number: int) -> ServerState:
         """Return the state in which the users of a cohort have been asked once more."""
-        participations = self.participations.copy()
+        participations, last_asked = self.participations.copy(), self.last_asked.copy()
         participations[cohort] += 1
-        return replace(self, participations=participations)
+        if len(last_asked):
+            last_asked[cohort] = round_number
+        return replace(self, participations=participations, last_asked=last_asked)
 
 
-def spent_event(config: FederationConfig, rounds: int, participations: NDArray[np.int64]) -> DpEvent:
+def spent_event(
+    config: FederationConfig, rounds: int, participations: NDArray[np.int64], factor: Factor | None = None
+) -> DpEvent:
     """Return the privacy event of a run so far: what its most exposed unit has spent.
 
     Cohorts do not depend on data, so how often the most asked user took part is public.
@@ -121,7 +139,11 @@ def spent_event(config: FederationConfig, rounds: int, participations: NDArray[n
         config: the unit and its numbers.
         rounds: how many rounds began, void ones and empty cohorts included.
         participations: (num_users,) how often each user was asked.
+        factor: of correlated noise; by default the config's.
     """
+    if config.correlated:  # all rounds so far are one Gaussian mechanism
+        multiplier = realised_multiplier(config, factor or factor_of(config), rounds) if rounds else 0.0
+        return user_turns_event(multiplier, min(rounds, 1))
     if config.unit == "user" and config.turns:
         return user_turns_event(config.noise_multiplier, int(participations.max(initial=0)))
     if config.unit == "user":
@@ -133,7 +155,7 @@ def spent_event(config: FederationConfig, rounds: int, participations: NDArray[n
 
 def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, state: ServerState) -> None:
     """Replace the file at ``path`` with this state, atomically."""
-    event = spent_event(config, len(state.results), state.participations)
+    event = spent_event(config, len(state.results), state.participations, state.noise.factor)
     metadata = {
         "format": _FORMAT,
         "spec": spec.to_json(),
@@ -150,6 +172,11 @@ def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, sta
         "momentum": state.optimizer.momentum,
         "squares": state.optimizer.squares,
         "participations": state.participations,
+        "groups": state.groups,
+        "last_asked": state.last_asked,
+        "factor": np.array([state.noise.factor.scales, state.noise.factor.decays]),
+        "buffers": state.noise.buffers,
+        "owed": state.noise.owed,
     }
     write_atomic(path, save(arrays, metadata=metadata))
 
@@ -160,7 +187,7 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
     Args:
         path: the file.
         config: must equal the saved one, except that the number of rounds, the target epsilon, the quorum and the
-            time-out may differ; the number of rounds only where no schedule depends on it.
+            time-out may differ; the number of rounds only where neither schedule nor noise depends on it.
         spec: must equal the saved one.
         num_users: must equal the saved one.
 
@@ -188,14 +215,24 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
         best_version=int(metadata["best_version"]),
         optimizer=OptimizerState(momentum=arrays["momentum"], squares=arrays["squares"]),
         clip_norm=float.fromhex(metadata["clip_norm"]),
+        noise=_noise_state(arrays),
+        groups=arrays["groups"],
+        last_asked=arrays["last_asked"],
         version=int(metadata["version"]),
         participations=arrays["participations"],
         results=tuple(RoundResult(**{**result, "rejected": tuple(result["rejected"])}) for result in results),
     )
 
 
+def _noise_state(arrays: Mapping[str, NDArray[Any]]) -> NoiseState:
+    """Read the noise with the factor that it was drawn with: another machine's optimiser may end at other digits."""
+    scales, decays = arrays["factor"].tolist()
+    factor = Factor(scales=tuple(scales), decays=tuple(decays))
+    return NoiseState(factor=factor, buffers=arrays["buffers"], owed=arrays["owed"])
+
+
 def _differences(saved: dict[str, Any], config: FederationConfig) -> list[str]:
     current = json.loads(json.dumps(asdict(config)))
-    scheduled = {"rounds"} if config.schedule != "constant" else set()
+    scheduled = {"rounds"} if config.schedule != "constant" or config.correlated else set()
     names = sorted((set(saved) | set(current)) - (set(_MAY_CHANGE) - scheduled))
     return [name for name in names if saved.get(name) != current.get(name)]

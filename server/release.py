@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from ownlet.server.adaptive_clip import delta_multiplier, next_clip_norm
 from ownlet.server.aggregate import average_of
 from ownlet.server.checkpoint import ServerState
+from ownlet.server.correlated_noise import NoiseState, draw_noise
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.noise import AesNoise
 
-__all__ = ["release"]
+__all__ = ["release", "skip"]
 
 
 def release(
@@ -34,12 +35,26 @@ def release(
     Returns:
         (num_trainable,) the noised sum over the expected number of users, and the state with C of the next round.
     """
-    count: float | None = None
+    noise, after = _noise(config, state, num_users, source)
+    clip_norm = state.clip_norm
     if config.counts:
         total, count = total[:-1], float(total[-1])
-    if config.unit == "user" and config.noise_multiplier > 0:
-        total = total + source.gaussian(len(total), delta_multiplier(config, num_users) * state.clip_norm)
-    if count is not None:
-        clip_norm = next_clip_norm(config, state.clip_norm, count, num_users, source.child("count"))
-        state = replace(state, clip_norm=clip_norm)
-    return average_of(total, config, num_users), state
+        clip_norm = next_clip_norm(config, clip_norm, count, num_users, source.child("count"))
+    average = average_of(total + noise, config, num_users)
+    return average, replace(state, noise=after, clip_norm=clip_norm)
+
+
+def skip(config: FederationConfig, state: ServerState, num_users: int, source: AesNoise) -> ServerState:
+    """Return the state after a void round, which released nothing."""
+    noise, after = _noise(config, state, num_users, source)
+    return replace(state, noise=after.after_void(noise))
+
+
+def _noise(
+    config: FederationConfig, state: ServerState, num_users: int, source: AesNoise
+) -> tuple[NDArray[np.float64], NoiseState]:
+    """Return the noise on the sum of a round, (num_trainable,), and the state of the noise after it."""
+    if config.unit != "user" or config.noise_multiplier == 0:
+        return np.zeros_like(state.noise.owed), state.noise
+    std = delta_multiplier(config, num_users) * state.clip_norm
+    return draw_noise(config, state.noise, std, source)

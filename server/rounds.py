@@ -22,19 +22,19 @@ from ownlet.server.adaptive_clip import check_split
 from ownlet.server.admit import Expected, admit_all
 from ownlet.server.aggregate import sum_of
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
+from ownlet.server.cohorts import check_separation, draw_cohort, round_noise
 from ownlet.server.early_stop import Judge, best_of, why_stop
 from ownlet.server.fedsvd import turn
 from ownlet.server.nodes import Nodes, split_cohort
 from ownlet.server.optimizer import server_step
-from ownlet.server.release import release
+from ownlet.server.release import release, skip
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
-from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import epsilon
 from ownlet.shared.wire import TrainRequest, request_to_records
 
-__all__ = ["FederationResult", "OnRound", "draw_cohort", "run_rounds"]
+__all__ = ["FederationResult", "OnRound", "run_rounds"]
 
 OnRound = Callable[[RoundResult, Vector], None]
 
@@ -110,9 +110,11 @@ def run_rounds(
             stopped = why
             break
         number, started = len(state.results) + 1, time.monotonic()
-        cohort = draw_cohort(config, num_users, number, state.participations)
-        charged = state.asked(cohort)
-        spent = epsilon(spent_event(config, number, charged.participations), config.dp_delta)
+        cohort = draw_cohort(config, num_users, number, state.participations, state.groups)
+        check_separation(config, cohort, number, state.last_asked)
+        charged = state.asked(cohort, number)
+        event = spent_event(config, number, charged.participations, state.noise.factor)
+        spent = epsilon(event, config.dp_delta)
         if spent > config.target_epsilon:
             stopped = f"round {number} would spend epsilon {spent:.3f}, more than the target {config.target_epsilon:g}"
             _log.warning("stopped: %s", stopped)
@@ -142,36 +144,6 @@ def _judged(state: ServerState, judge: Judge, start_quality: float | None) -> Se
     if start_quality is not None and best_of(start_quality, judged.results).round == last.round:
         return replace(judged, best=state.vector, best_version=state.version)
     return judged
-
-
-def draw_cohort(
-    config: FederationConfig, num_users: int, round_number: int, participations: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
-    """Return the users of a round, in order.
-
-    Each of 0..N-1 with probability ``cohort_rate``, independently; or, with ``turns``, each with the chance of turns
-    left to rounds left, which gives everybody exactly ``turns`` rounds, any of them equally likely. The source is
-    secret unless the config has a seed, which only a simulation may have.
-
-    Args:
-        config: of the run.
-        num_users: N.
-        round_number: from 1.
-        participations: (N,) how often each user was asked before; needed with ``turns``.
-    """
-    source = _noise(config, "cohort", round_number)
-    if participations is None or not config.turns:
-        return source.poisson_sample(num_users, config.cohort_rate)
-    left = config.rounds - round_number + 1
-    chosen = []
-    for done in range(config.turns):
-        group = np.flatnonzero(participations == done)
-        chosen.append(group[source.poisson_sample(len(group), min(1.0, (config.turns - done) / left))])
-    return np.sort(np.concatenate(chosen))
-
-
-def _noise(config: FederationConfig, purpose: str, round_number: int) -> AesNoise:
-    return AesNoise() if config.seed is None else AesNoise.seeded(config.seed, purpose, round_number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,9 +219,12 @@ def _close_round(
 ) -> ServerState:
     void = len(answers.admitted) < config.quorum * len(answers.asked)
     update_norm, clip_norm = 0.0, config.delta_bound(spec.num_trainable, state.clip_norm)
-    if not void:
+    source = round_noise(config, "server", number)
+    if void:
+        state = skip(config, state, num_users, source)
+    else:
         total = sum_of(answers.admitted, spec.num_trainable + config.counts)
-        average, state = release(total, config, state, num_users, _noise(config, "server", number))
+        average, state = release(total, config, state, num_users, source)
         vector, optimizer = server_step(spec, state.vector, state.optimizer, average, config, number)
         if config.svd_every and (state.version + 1) % config.svd_every == 0:
             vector, optimizer = turn(spec, vector, optimizer, config.server_optimizer)

@@ -15,7 +15,7 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
-from ownlet.shared.server_config import AdaptiveClip, ServerOptimizer
+from ownlet.shared.server_config import AdaptiveClip, NoisePlan, ServerOptimizer
 
 __all__ = [
     "PERSONAL_PLAN",
@@ -206,6 +206,8 @@ class FederationConfig:
         clip_norm: C, the bound on a user's whole delta; in ``window`` mode on what of it is not noise.
         adaptive_clip: lets C follow the users' deltas from there; only with unit ``user``.
         noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
+        noise_plan: how the server's noise of one round goes with that of the others. With ``blt`` the noise multiplier
+            is that of the whole run: all its rounds together are one Gaussian mechanism.
         server_learning_rate: step of the server's optimiser on the average delta.
         server_optimizer: what the server makes of the average delta; momentum by default.
         server_momentum: momentum (beta1) of the server's optimiser.
@@ -233,6 +235,7 @@ class FederationConfig:
     clip_norm: float = 0.3
     adaptive_clip: AdaptiveClip = field(default_factory=AdaptiveClip)
     noise_multiplier: float = 1.0
+    noise_plan: NoisePlan = field(default_factory=NoisePlan)
     server_learning_rate: float = 1.0
     server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     server_momentum: float = 0.9
@@ -272,6 +275,7 @@ class FederationConfig:
             "quantile of adaptive_clip must be 0 where unit is not user",
             quantile=self.adaptive_clip.quantile,
         )
+        self._check_noise_plan()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -298,7 +302,35 @@ class FederationConfig:
     @property
     def expected_share(self) -> float:
         """The expected size of a cohort, as a share of all users: a public number."""
+        if self.correlated:
+            return 1 / self.noise_plan.min_separation
         return self.turns / self.rounds if self.turns else self.cohort_rate
+
+    def _check_noise_plan(self) -> None:
+        if not self.correlated:
+            return
+        require(self.unit == "user", "noise_plan must be independent where unit is not user", unit=self.unit)
+        require(self.turns == 0, "turns must be 0 where noise_plan is blt, which has its own order", turns=self.turns)
+        require(
+            self.adaptive_clip.quantile == 0,
+            "quantile of adaptive_clip must be 0 where noise_plan is blt: its noise spans rounds of one clip norm",
+            quantile=self.adaptive_clip.quantile,
+        )
+        require(
+            self.noise_plan.min_separation <= self.rounds,
+            f"min_separation must be at most rounds, {self.rounds}",
+            min_separation=self.noise_plan.min_separation,
+        )
+
+    @property
+    def correlated(self) -> bool:
+        """Whether the noise of one round depends on that of others."""
+        return self.noise_plan.name == "blt"
+
+    @property
+    def max_participations(self) -> int:
+        """With correlated noise: the most rounds that a user can be in."""
+        return -(-self.rounds // self.noise_plan.min_separation)
 
     @property
     def counts(self) -> bool:
@@ -336,6 +368,7 @@ class FederationConfig:
             "plan": Plan(**_numbers(raw["plan"])),
             "windows": WindowConfig(**raw["windows"]),
             "adaptive_clip": AdaptiveClip(**raw.get("adaptive_clip", {})),  # older files have none
+            "noise_plan": NoisePlan(**raw.get("noise_plan", {})),
             "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
         }
         return cls(**{**_numbers(raw), **inner})

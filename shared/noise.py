@@ -108,6 +108,10 @@ class AesNoise(_Streams):
         indices = np.concatenate(found)
         return indices[indices < size]
 
+    def permutation(self, size: int) -> NDArray[np.int64]:
+        """Return 0..size-1 in random order, each order equally likely: the order of so many uniform numbers."""
+        return np.argsort(self._uniform(self._masks, size), kind="stable")
+
     def gaussian(self, size: int, std: float) -> NDArray[np.float32]:
         """Return (size,) independent normals with the given standard deviation."""
         if std == 0:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from ownlet.shared.errors import require
 
-__all__ = ["AdaptiveClip", "OptimizerName", "ServerOptimizer"]
+__all__ = ["AdaptiveClip", "NoisePlan", "OptimizerName", "ServerOptimizer"]
 
 OptimizerName = Literal["fedavgm", "fedadam", "fedyogi"]
 
@@ -57,3 +57,25 @@ class AdaptiveClip:
         require(0 <= self.quantile < 1, "quantile must be in [0, 1)", quantile=self.quantile)
         require(0 < self.learning_rate < math.inf, "learning_rate must be positive", learning_rate=self.learning_rate)
         require(0 < self.count_noise < math.inf, "count_noise must be positive", count_noise=self.count_noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePlan:
+    """How the server's noise of one round goes with that of the others (``server/noise_factor.py``).
+
+    Args:
+        name: ``independent``. ``blt``: later rounds take back part of earlier noise, which leaves less of it on the sum
+            of all rounds; users then take part in a fixed order, and nothing is gained by sampling.
+        buffers: vectors that ``blt`` keeps; 1 is nearly as good as 2.
+        min_separation: with ``blt``: users are divided at random into this many groups, which take part in turn, so
+            that two rounds of one user are at least this far apart.
+    """
+
+    name: Literal["independent", "blt"] = "independent"
+    buffers: int = 1
+    min_separation: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.name in ("independent", "blt"), "name must be independent or blt", name=self.name)
+        require(1 <= self.buffers <= 4, "buffers must be in 1..4", buffers=self.buffers)
+        require(self.min_separation >= 1, "min_separation must be at least 1", min_separation=self.min_separation)

@@ -106,10 +106,12 @@ def noise_for_target(config: FederatedRunConfig, given: Collection[str]) -> Fede
     federation = config.federation
     if federation.unit != "user" or "federation.noise_multiplier" in given:
         return config
+    rate, sums = federation.cohort_rate, federation.rounds
+    if federation.turns:
+        rate, sums = 1.0, federation.turns
+    if federation.correlated:  # all rounds together are one Gaussian mechanism
+        rate, sums = 1.0, 1
     sigma = noise_multiplier_for(
-        target_epsilon=federation.target_epsilon,
-        dp_delta=federation.dp_delta,
-        cohort_rate=1.0 if federation.turns else federation.cohort_rate,
-        rounds=federation.turns or federation.rounds,
+        target_epsilon=federation.target_epsilon, dp_delta=federation.dp_delta, cohort_rate=rate, rounds=sums
     )
     return replace(config, federation=replace(federation, noise_multiplier=sigma))

@@ -20,7 +20,7 @@ from ownlet.device.client import make_client_app
 from ownlet.device.train import Engine, clipped_deltas
 from ownlet.server.admit import Expected, admit_all
 from ownlet.server.aggregate import noised_average, sum_of
-from ownlet.server.rounds import draw_cohort
+from ownlet.server.cohorts import draw_cohort
 from ownlet.shared.adapter import Vector, initial_adapter
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import PrivacyError, require

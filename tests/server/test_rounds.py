@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from ownlet.server.rounds import draw_cohort
+from ownlet.server.cohorts import draw_cohort
 from ownlet.shared.config import FederationConfig, Plan
 from ownlet.shared.privacy import epsilon, user_level_event, user_turns_event, window_level_event
 
