@@ -24,9 +24,7 @@ def quality(
         "none,8,4,2,1"
     ),
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
-    rates: Annotated[
-        str, typer.Option(help="Local learning rates that every method is tried with on public users.")
-    ] = "0.1,0.3,1.0",
+    rates: Annotated[str, typer.Option(help="Local learning rates that are tried in the rehearsal.")] = "0.3,1,3,10",
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 30,
     cohort: Annotated[
         int, typer.Option(min=1, help="Devices in a round, on average, at the most a fifth of all.")
@@ -37,8 +35,8 @@ def quality(
 ) -> None:
     """Compare adapter methods at every epsilon, beside the base, personal adapters and a centralised oracle.
 
-    Everything that is tuned is tuned on held-out public users. What is done is kept in OUT/quality, so an interrupted
-    benchmark goes on where it was; remove that folder to measure anew.
+    Everything that is tuned is tuned in a rehearsal on public users. What is done is kept in OUT/quality, so an
+    interrupted benchmark goes on where it was; remove that folder to measure anew.
     """
     from dataclasses import replace
     from typing import get_args
@@ -50,7 +48,7 @@ def quality(
     from ownlet.shared.config import MethodName
     from ownlet.shared.errors import ConfigError
     from ownlet.simulations.quality import run_quality
-    from ownlet.simulations.quality_parts import QualityConfig, quality_data
+    from ownlet.simulations.quality_config import QualityConfig, quality_data
     from ownlet.simulations.quality_report import markdown, write_quality
 
     wanted = [part.strip() for part in methods.split(",") if part.strip()]

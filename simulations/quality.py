@@ -1,8 +1,8 @@
 """The quality benchmark: data sets x methods x epsilons x stages, over several seeds.
 
-Every number that is chosen is chosen on held-out public users: the base's early stopping, the oracle's epoch, and per
-method the local learning rate, by one run without privacy per candidate on the first seed. That is the whole tuning
-budget, and it costs no privacy, because public users are not devices.
+Every number that is chosen is chosen on public users: the base's early stopping, the oracle's epoch, and what
+``quality_tuning`` rehearses per method. That is the whole tuning, and it costs no privacy, because public users are not
+devices.
 
 * ``base``: the frozen base; ``federated``: with the adapter that the rounds ended with;
 * ``personal``: each device trains a personal adapter on the base alone, gently, and keeps it;
@@ -27,20 +27,16 @@ from ownlet.shared.config import MethodName
 from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.simulations.evaluate import Cases
 from ownlet.simulations.progress import Progress
+from ownlet.simulations.quality_config import QualityConfig, QualityData, check_settings, setting_of, tested_devices
 from ownlet.simulations.quality_parts import (
     Federated,
-    QualityConfig,
-    QualityData,
     Unfederated,
     base_ranks,
-    check_settings,
     make_base,
     run_federated_part,
     run_unfederated_part,
-    setting_of,
-    tested_devices,
-    tune_rate,
 )
+from ownlet.simulations.quality_tuning import Tuned, make_rehearsal_base, tune
 from ownlet.simulations.segments import FloorRow, activity_segments, check_floor
 from ownlet.simulations.workers import Pool, worker_pool
 
@@ -73,14 +69,14 @@ class DataResult:
         base: (seeds, tested) ranks of the bases.
         unfederated: method -> one result per seed.
         federated: (method, epsilon) -> one result per seed.
-        rates: method -> the local learning rate that was chosen.
+        tuned: method -> what the rehearsal chose.
     """
 
     data: QualityData
     base: Ranks
     unfederated: Mapping[MethodName, tuple[Unfederated, ...]]
     federated: Mapping[tuple[MethodName, float], tuple[Federated, ...]]
-    rates: Mapping[MethodName, float]
+    tuned: Mapping[MethodName, Tuned]
 
     def ranks(self, method: MethodName, epsilon: float) -> dict[str, Ranks]:
         """Return stage -> (seeds, tested) ranks; what no rounds are needed for stands with infinite epsilon only."""
@@ -112,8 +108,9 @@ def run_quality(config: QualityConfig, folder: Path, progress: Progress, *, work
     with worker_pool(workers, progress) if workers > 1 else nullcontext(_Here(progress)) as pool:
         every = [(data, seed) for data in config.data for seed in config.seeds]
         _all(pool, progress, "bases", make_base, [(config, data, seed, folder) for data, seed in every])
+        _all(pool, progress, "rehearsal", make_rehearsal_base, [(config, data, folder) for data in config.data])
         tuned = [(config, data, method, folder) for data in config.data for method in config.methods]
-        _all(pool, progress, "learning rates", tune_rate, tuned)
+        _all(pool, progress, "tuning", tune, tuned)
         rounds = [
             (config, data, method, epsilon, seed, folder)
             for data in config.data
@@ -166,7 +163,7 @@ def _collect(config: QualityConfig, data: QualityData, folder: Path, progress: P
             for method in config.methods
             for epsilon in config.epsilons
         },
-        rates={method: tune_rate(config, data, method, folder, progress) for method in config.methods},
+        tuned={method: tune(config, data, method, folder, progress) for method in config.methods},
     )
 
 

@@ -22,7 +22,8 @@ from ownlet.simulations.quality import (
     method_differences,
     quality_table,
 )
-from ownlet.simulations.quality_parts import QualityConfig
+from ownlet.simulations.quality_config import QualityConfig
+from ownlet.simulations.results import plain_json
 
 __all__ = ["markdown", "write_quality"]
 
@@ -93,7 +94,7 @@ def _comparisons(results: tuple[DataResult, ...]) -> dict[str, object]:
         methods = tuple(dict.fromkeys(name for name, _ in result.federated))
         labels = {key: f"{key[0]}, {epsilon_label(key[1])}" for key in result.federated}
         found[result.data.name] = {
-            "learning_rates": dict(result.rates),
+            "tuned": {method: plain_json(asdict(tuned)) for method, tuned in result.tuned.items()},
             "minus lora-frozen-a": {
                 method: {label: _plain(metric) for label, metric in differences.items()}
                 for method in methods

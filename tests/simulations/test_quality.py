@@ -14,7 +14,7 @@ from ownlet.simulations.centralised import CentralisedConfig
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.progress import Silent
 from ownlet.simulations.quality import STAGES, quality_table, run_quality
-from ownlet.simulations.quality_parts import QualityConfig, QualityData
+from ownlet.simulations.quality_config import QualityConfig, QualityData
 from ownlet.simulations.quality_report import markdown, write_quality
 from ownlet.simulations.setting import DataConfig
 
@@ -31,6 +31,8 @@ CONFIG = QualityConfig(
     epsilons=(math.inf, 2.0),
     seeds=(0, 1),
     rates=(0.3,),
+    clips=(0.3,),
+    local_rates=(0.1,),
     model=ModelConfig(dim=16, num_layers=1, max_length=20),
     rank=2,
     federation=FederationConfig(rounds=2, plan=Plan(steps=1, learning_rate=0.3)),
