@@ -1,8 +1,7 @@
 """Settings of ``ownlet simulate`` that follow from others, unless somebody gave them.
 
 * alpha is twice the rank;
-* under the unit ``window`` adapter, rounds and plan are those of ``shared/window_mode.py``; the noise belongs to the
-  plan;
+* under the unit ``window`` rounds and plan are those of ``shared/window_mode.py``; the noise belongs to the plan;
 * the noise follows from the target epsilon;
 * without a unit there is neither noise nor a target.
 """
@@ -17,20 +16,17 @@ from typing import Any
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.settings import DEFAULTS, Given
-from ownlet.shared.window_mode import WINDOW_ADAPTER, window_federation
+from ownlet.shared.window_mode import window_federation, window_step
 from ownlet.simulations.federated_run import FederatedRunConfig
 
 __all__ = ["DERIVED", "derived_settings", "noise_for_target"]
 
 _WINDOW_RUN, _WINDOW_PLAN = window_federation(1.0), window_federation(1.0).plan
 _OF_WINDOWS: dict[str, Any] = {
-    "adapter.target_modules": WINDOW_ADAPTER.target_modules,
-    "adapter.rank": WINDOW_ADAPTER.rank,
     "federation.rounds": _WINDOW_RUN.rounds,
     "federation.turns": _WINDOW_RUN.turns,
     "federation.clip_norm": _WINDOW_RUN.clip_norm,
     "federation.plan.steps": _WINDOW_PLAN.steps,
-    "federation.plan.learning_rate": _WINDOW_PLAN.learning_rate,
     "federation.plan.clip_norm": _WINDOW_PLAN.clip_norm,
     "federation.plan.sample_rate": _WINDOW_PLAN.sample_rate,
 }
@@ -39,6 +35,7 @@ DERIVED = {
     "adapter.alpha": "by default 2 * rank",
     "federation.noise_multiplier": "by default what target_epsilon takes; of the unit window it is 0, see plan",
     "federation.plan.noise_multiplier": "of the unit window by default what target_epsilon takes",
+    "federation.plan.learning_rate": "of the unit window by default what suits the noise, over the clip",
     **{name: f"of the unit window by default {value}" for name, value in _OF_WINDOWS.items()},
 }
 """Name of a setting -> what it is where nobody gives it."""
@@ -70,7 +67,8 @@ def derived_settings(given: Mapping[str, Given]) -> dict[str, Given]:
     follows: dict[str, Any] = {}
     if unit == "window":
         follows |= {**_OF_WINDOWS, "federation.noise_multiplier": 0.0}
-    rank = found["adapter.rank"].value if "adapter.rank" in found else follows.get("adapter.rank")
+        follows["federation.plan.learning_rate"] = _window_rate(found)
+    rank = found["adapter.rank"].value if "adapter.rank" in found else None
     if isinstance(rank, int):
         follows["adapter.alpha"] = 2.0 * rank
     return {name: Given(value=value, source=DEFAULTS) for name, value in follows.items()} | found
@@ -95,6 +93,15 @@ def _window_noise(found: Mapping[str, Given]) -> float:
         cohort_rate=value("federation.plan.sample_rate", 1.0),
         rounds=turns * value("federation.plan.steps", 1),
     )
+
+
+def _window_rate(found: Mapping[str, Given]) -> float:
+    """Return the learning rate that suits the noise and the clip; values of wrong kinds are refused later."""
+    noise = found["federation.plan.noise_multiplier"].value
+    clip = found["federation.plan.clip_norm"].value if "federation.plan.clip_norm" in found else _WINDOW_PLAN.clip_norm
+    if not isinstance(noise, int | float) or not isinstance(clip, int | float) or clip <= 0:
+        return _WINDOW_PLAN.learning_rate
+    return window_step(noise) / clip
 
 
 def _is_finite(target: Given | None) -> bool:

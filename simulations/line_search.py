@@ -18,7 +18,7 @@ from ownlet.simulations.evaluate import Cases, mean_ndcg
 
 __all__ = ["LENGTHS", "best_length", "scaled"]
 
-LENGTHS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
+LENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0)
 
 
 def best_length(

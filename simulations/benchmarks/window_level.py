@@ -1,9 +1,9 @@
 """From which fleet on does window-level (local) privacy pay? NDCG@10 against window-level epsilon and fleet size.
 
 Under local privacy every device adds noise of its own to every one of the P numbers that it sends, so the sum of N
-devices has signal ``N g`` and noise ``sigma sqrt(N P)``, both in units of the clip. What helps follows from that:
+devices has signal ``N g`` and noise ``sigma sqrt(N P)``, both in units of the clip. What helps:
 
-* few trained numbers: rank 1 in the layers ``down`` only;
+* a step that is the shorter, the more noise there is (``shared/window_mode.py``);
 * every device is asked once (``turns = 1``): K turns need sqrt(K) times the noise for the same epsilon, and give
   sqrt(K) times the signal-to-noise ratio, so nothing is won, and unequal turns lose;
 * one local step whose gradient is clipped to C, at a learning rate in units of the clip;
@@ -39,7 +39,7 @@ from ownlet.shared.metrics import Metric, paired_difference
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.store import write_atomic
-from ownlet.shared.window_mode import WINDOW_ADAPTER, window_federation
+from ownlet.shared.window_mode import window_federation
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import Cases, model_ranks
 from ownlet.simulations.line_search import best_length
@@ -86,12 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="interactions; by default the built-in population")
-    parser.add_argument("--fleets", default="1000,3000,10000,30000", help="devices; more than there are means all")
+    parser.add_argument("--fleets", default="300,1000,3000,10000,30000", help="devices; more than there are means all")
     parser.add_argument("--epsilons", default="none,8,4,2,1")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--method", default=WINDOW_ADAPTER.method, choices=("lora-frozen-a", "iak"))
-    parser.add_argument("--rank", type=int, default=WINDOW_ADAPTER.rank)
-    parser.add_argument("--targets", default=",".join(WINDOW_ADAPTER.target_modules or ()))
+    parser.add_argument("--method", default=AdapterConfig().method, choices=("lora-frozen-a", "iak"))
+    parser.add_argument("--rank", type=int, default=AdapterConfig().rank)
+    parser.add_argument("--targets", default="", help="layers with commas; by default what suits the method")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     options = parser.parse_args(arguments)
     console = Console()
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         method=options.method,
         rank=options.rank,
         alpha=2.0 * options.rank,
-        target_modules=tuple(options.targets.split(",")),
+        target_modules=tuple(options.targets.split(",")) if options.targets else None,
     )
     fleets = sorted({min(fleet, len(setting.devices)) for fleet in _numbers(options.fleets)})
     epsilons = [math.inf if text == "none" else float(text) for text in options.epsilons.split(",")]

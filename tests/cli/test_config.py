@@ -18,6 +18,7 @@ from ownlet.cli.settings import Config, Set, Settings, command_kinds, read_setti
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.privacy import epsilon, window_level_event
 from ownlet.shared.settings import default_values, leaf_types
+from ownlet.shared.window_mode import window_step
 from ownlet.simulations.derived import DERIVED, derived_settings, noise_for_target
 from ownlet.simulations.federated_run import FederatedRunConfig
 
@@ -166,7 +167,7 @@ def test_under_unit_window_the_noise_option_is_the_plans_and_clip_and_rate_have_
     assert (federation.noise_multiplier, federation.plan.noise_multiplier) == (0.0, 2.0)
     assert (federation.plan.clip_norm, federation.plan.sample_rate) == (0.1, 1.0)
     assert (federation.rounds, federation.turns, federation.expected_share) == (10, 1, 0.1)
-    assert read("simulate", *base, "--noise-multiplier", "2").config.adapter.target_modules == ("down",)
+    assert federation.plan.learning_rate == pytest.approx(window_step(2.0) / 0.1)
     given = ("--set", "federation.plan.noise_multiplier=1", "--set", "federation.plan.clip_norm=0.7")
     assert read("simulate", *base, *given).config.federation.plan.clip_norm == 0.7
     with pytest.raises(ConfigError, match="unit window must have --noise-multiplier"):
