@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import torch
@@ -71,8 +72,17 @@ def worker_pool(workers: int, progress: Progress) -> Iterator[Pool]:
 def _start(events: Any, threads: int) -> None:
     global _events
     _events = events
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: one that was killed cannot tell its workers to stop."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _call(function: Callable[..., Result], arguments: tuple[object, ...]) -> Result:
