@@ -25,6 +25,10 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="The machine-readable report to write.")] = None,
     key_file: KeyFile = None,
+    base: Annotated[Path | None, typer.Option(help="The base.pt of a run, where it was moved.")] = None,
+    record_only: Annotated[
+        bool, typer.Option("--record-only", help="Check what was written down, and measure nothing.")
+    ] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="Run the longer audits, too.")] = False,
     max_epsilon: Annotated[
         float | None, typer.Option(help="Fail where more than this is promised, or nothing.")
@@ -48,7 +52,16 @@ def audit(
     check_outputs(out, json)
     console = Console(highlight=False)
     with progress_bars(console) as progress:
-        report = assemble(path, progress, key=key, thorough=thorough, seed=seed, max_epsilon=max_epsilon)
+        report = assemble(
+            path,
+            progress,
+            key=key,
+            base=base,
+            measuring=not record_only,
+            thorough=thorough,
+            seed=seed,
+            max_epsilon=max_epsilon,
+        )
     written = write_report(report, page=out, json_file=json)
     _print(console, report)
     for file in written:

@@ -1,4 +1,4 @@
-"""Which measured audits fit a subject, and their run: each at its own risk.
+"""The run of measured audits, each at its own risk.
 
 An audit that ends with an error is a failed check of the report, named ``ran``: what could not be measured must not
 look as if it had been.
@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ownlet.simulations.audit.result import AuditResult, Check
-from ownlet.simulations.audit.subject import Subject
 from ownlet.simulations.progress import Progress
 
-__all__ = ["Audit", "Measured", "measure", "run_audits"]
+__all__ = ["Audit", "Measured", "run_audits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +36,6 @@ class Measured:
     results: tuple[AuditResult, ...] = ()
     failures: tuple[Check, ...] = ()
     skipped: tuple[str, ...] = ()
-
-
-def measure(subject: Subject, progress: Progress, *, thorough: bool, seed: int) -> Measured:
-    """Run the audits that fit a subject.
-
-    Args:
-        subject: what is audited.
-        progress: told of each audit.
-        thorough: run the longer ones.
-        seed: of canaries and of the noise in the audits.
-    """
-    return run_audits((), progress)
 
 
 def run_audits(audits: Sequence[Audit], progress: Progress, skipped: Sequence[str] = ()) -> Measured:

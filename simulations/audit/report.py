@@ -19,7 +19,8 @@ from typing import Any, Literal
 from ownlet.simulations.audit.conditions import Field, not_protected, units_of
 from ownlet.simulations.audit.devices import DeviceBudgets, budgets_of
 from ownlet.simulations.audit.fields import fields_of, number
-from ownlet.simulations.audit.measure import measure
+from ownlet.simulations.audit.measure import Measured, run_audits
+from ownlet.simulations.audit.methods import Effort, audits_for
 from ownlet.simulations.audit.promise import Promise, promises_of
 from ownlet.simulations.audit.record import INTEGRITY, record_checks
 from ownlet.simulations.audit.result import AuditResult, Check
@@ -108,6 +109,8 @@ def assemble(
     progress: Progress,
     *,
     key: bytes | None = None,
+    base: Path | None = None,
+    measuring: bool = True,
     thorough: bool = False,
     seed: int = 0,
     max_epsilon: float | None = None,
@@ -118,7 +121,9 @@ def assemble(
         path: a run folder, a bundle, a device's state folder or a ledger file.
         progress: told of stages.
         key: of the app, for a ledger.
-        thorough: run the longer audits.
+        base: of a run, where it is not where the settings say.
+        measuring: run the measured audits; without, the record alone is checked.
+        thorough: run the longer ones.
         seed: of canaries and of the noise in the measured audits.
         max_epsilon: the most that may be promised; None does not ask.
 
@@ -133,7 +138,11 @@ def assemble(
         subject = open_subject(path, key)
         report = assemble_record(subject, path.resolve().name, max_epsilon=max_epsilon)
         step("; ".join(f"{p.unit}: epsilon {number(p.epsilon)}" for p in report.promises) or "nothing charged")
-    measured = measure(subject, progress, thorough=thorough, seed=seed)
+    if measuring:
+        fitting = audits_for(subject, Effort(thorough=thorough, seed=seed, progress=progress), base)
+        measured = run_audits(fitting.audits, progress, fitting.skipped)
+    else:
+        measured = Measured(skipped=("Nothing was measured: the audit was asked for the record alone.",))
     checks = (*report.checks, *measured.failures)
     return replace(
         report,
