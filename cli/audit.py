@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ownlet.cli.ledger import KeyFile, read_key
+from ownlet.cli.ledger import KeyFile
 from ownlet.cli.options import Seed, Threads, use_threads
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def audit(
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
+    from ownlet.shared.seal import read_key
     from ownlet.simulations.audit.output import check_outputs, write_report
     from ownlet.simulations.audit.report import assemble
 

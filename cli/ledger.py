@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ownlet.device.chain import Entry
     from ownlet.device.ledger import LedgerReport
 
-__all__ = ["KeyFile", "read_key", "show", "verify"]
+__all__ = ["KeyFile", "show", "verify"]
 
 _Path = Annotated[Path, typer.Argument(help="A ledger file, or the state folder that holds one.")]
 KeyFile = Annotated[
@@ -47,7 +47,7 @@ def verify(path: _Path, key_file: KeyFile = None) -> None:
     Checks the chain of macs, the totals in every checkpoint, and that no charge went past the budget of its time.
     """
     from ownlet.device.ledger import verify_ledger
-    from ownlet.shared.seal import Keys
+    from ownlet.shared.seal import Keys, read_key
 
     file = _ledger_file(path)
     report = verify_ledger(file, Keys.of(None if key_file is None else read_key(key_file)).ledger)
@@ -69,23 +69,6 @@ def _ledger_file(path: Path) -> Path:
     from ownlet.device.ledger import LEDGER_FILE
 
     return path / LEDGER_FILE if path.is_dir() else path
-
-
-def read_key(path: Path) -> bytes:
-    """Return the app's key from a file.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no key; its content is never shown.
-    """
-    from ownlet.shared.errors import ConfigError
-
-    try:
-        content = path.read_bytes()
-        return content if len(content) == 32 else bytes.fromhex(content.decode().strip())
-    except OSError as error:
-        raise ConfigError(f"key_file must be readable, got {error}") from error
-    except ValueError as error:  # never its content
-        raise ConfigError(f"key_file must hold 32 bytes or 64 hex digits, got {path}") from error
 
 
 def _open_charges(entries: list[Entry]) -> list[int]:

@@ -26,7 +26,7 @@ from ownlet.simulations.audit.promise import Promise
 from ownlet.simulations.audit.result import AuditResult, Check
 from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, Subject
 
-__all__ = ["FIELD_NAMES", "fields_of", "number"]
+__all__ = ["FIELD_NAMES", "counted", "fields_of", "number"]
 
 FIELD_NAMES = (
     "privacy_unit",
@@ -118,7 +118,7 @@ def _contribution_bound(subject: Subject, terms: FederationConfig | None) -> Fie
             "However much a user did, no more than this reaches the sum of a round. Longer deltas are scaled down.",
         )
     if terms is not None and terms.unit == "window":
-        turns = f"; {terms.turns} rounds per device" if terms.turns else ""
+        turns = f"; {counted(terms.turns, 'round')} per device" if terms.turns else ""
         return a_field(
             "contribution_bound",
             title,
@@ -174,7 +174,7 @@ def _parameters(subject: Subject, terms: FederationConfig | None, promises: Sequ
     if terms is None:
         if not promises:
             return a_field("parameters", title, "none", "Nothing was charged.")
-        events = "; ".join(f"{promise.unit}: {promise.charges} charges" for promise in promises)
+        events = "; ".join(f"{promise.unit}: {counted(promise.charges, 'charge')}" for promise in promises)
         return a_field("parameters", title, events, "The charges and their events are in the ledger, line by line.")
     if terms.unit == "user":
         rate = f"{terms.turns} turns per user" if terms.turns else f"q = {terms.cohort_rate:g}"
@@ -183,7 +183,7 @@ def _parameters(subject: Subject, terms: FederationConfig | None, promises: Sequ
     plan = terms.plan
     if terms.unit == "window":
         value = f"q = {plan.sample_rate:g}, sigma = {plan.noise_multiplier:.4g}, C = {plan.clip_norm:g}"
-        return a_field("parameters", title, f"{value}, {plan.steps} steps in a participation", meaning)
+        return a_field("parameters", title, f"{value}, {counted(plan.steps, 'step')} in a participation", meaning)
     return a_field(
         "parameters", title, f"no noise, {terms.rounds} rounds", "Without noise there is nothing to account."
     )
@@ -211,7 +211,7 @@ def _total(subject: Subject, promises: Sequence[Promise]) -> Field:
             "Nothing was trained for release on this device." if spent else "There is no finite epsilon to state.",
         )
     value = "; ".join(
-        f"{number(p.epsilon)} at delta {p.dp_delta:g} per {p.unit}, after {p.charges} {p.charge}s"
+        f"{number(p.epsilon)} at delta {p.dp_delta:g} per {p.unit}, after {counted(p.charges, p.charge)}"
         + (f" (limit {p.limit:g})" if math.isfinite(p.limit) else "")
         for p in promises
     )
@@ -271,10 +271,14 @@ def _ledger_head(subject: Subject) -> Field:
             f"{subject.report.entries} {subject.report.head}",
             "Number and mac of the last entry. Keep both: a later ledger of this device must contain them.",
         )
-    what = "unreadable" if isinstance(subject, LedgerSubject) else "none"
-    return a_field(
-        "ledger_head", title, what, "Each device has a ledger of its own; this is not one that can be followed."
-    )
+    if isinstance(subject, LedgerSubject):
+        return a_field("ledger_head", title, "unknown", "The lines cannot be followed to a last one.")
+    return a_field("ledger_head", title, "none", "Each device has a ledger of its own, which is audited by itself.")
+
+
+def counted(count: int, name: str) -> str:
+    """Return a number of things for people."""
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
 def number(value: float) -> str:

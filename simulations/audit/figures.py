@@ -21,7 +21,7 @@ _BARS = 30
 def epsilon_by_charge(promise: Promise) -> str:
     """Draw the epsilon spent over rounds or participations; ``<svg>``, or "" where there is none to draw."""
     points = [(at, epsilon) for at, epsilon in promise.by_charge if math.isfinite(epsilon)]
-    if len(points) < 2:
+    if len(points) < 3:  # one charge is no curve
         return ""
     title = f"Epsilon per {promise.unit} over {promise.charge}s"
     with drawing(f"by-charge-{promise.unit}", title) as (axes, result):
@@ -78,22 +78,21 @@ def bounds_against_claims(results: Sequence[AuditResult]) -> str:
     """Draw each measured lower bound beside what is claimed; ``<svg>``, or "" without results."""
     if not results:
         return ""
-    size = (9.0, 1.1 + 0.62 * len(results))
+    size = (7.6, 1.4 + 0.75 * len(results))
     with drawing("bounds", "Measured lower bounds against claims", size=size) as (axes, drawn):
         claims = [result.claim.epsilon for result in results]
         bounds = [result.epsilon_lower for result in results]
         most = max([value for value in (*claims, *bounds) if math.isfinite(value)], default=1.0) or 1.0
-        for at, (claim, bound) in enumerate(zip(claims, bounds, strict=True)):
+        for at, (result, claim, bound) in enumerate(zip(results, claims, bounds, strict=True)):
             shown = bound if math.isfinite(bound) else 1.25 * most
-            axes.barh(at, shown, height=0.5, color=SERIES[2] if bound > claim else SERIES[0])
-            text = "∞" if math.isinf(bound) else f"{bound:.2f}"
-            axes.annotate(text, (shown, at), (5, 0), textcoords="offset points", va="center")
-            axes.plot(
-                [claim, claim], [at - 0.38, at + 0.38], color=BASE, linewidth=3, label="claim" if at == 0 else None
-            )
-        axes.set_yticks(range(len(results)), [f"{result.method}: {result.subject}" for result in results])
-        axes.set_ylim(len(results) - 0.4, -0.6)
-        axes.set_xlim(0, 1.35 * most)
+            axes.barh(at + 0.12, shown, height=0.42, color=SERIES[2] if bound > claim else SERIES[0])
+            mark = [at - 0.14, at + 0.38]
+            axes.plot([claim, claim], mark, color=BASE, linewidth=3, label="claim" if at == 0 else None)
+            text = f"{result.method}, {result.subject}: {'∞' if math.isinf(bound) else f'{bound:.2f}'} of {claim:.2f}"
+            axes.annotate(text, (0, at - 0.2), (2, 0), textcoords="offset points", va="center", fontsize=11)
+        axes.set_yticks([])
+        axes.set_ylim(len(results) - 0.4, -0.5)
+        axes.set_xlim(0, 1.3 * most)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("ε, lower bound")
         legend(axes)

@@ -1,7 +1,7 @@
 """Which measured audits fit a subject, and on what they are run.
 
 * A window-level run: its engine, with its base, adapter method and plan; component and one-run audit.
-* A user-level run: the server's rounds, with its engine, base and terms.
+* A user-level run: the server's rounds, with its engine, base and terms; component audit and canary clients.
 * A bundle: its program, opened alone as a device opens it. Where its run is not at window level, devices add no noise
   by the run's terms; then the program's clipping and noise are audited under ``REFERENCE``, and the report says so.
 * A ledger: nothing. It records charges; what trained is not in it.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ownlet.shared.config import FederationConfig, Plan
 from ownlet.simulations.audit.bundle import audit_bundle, plan_of_bundle
+from ownlet.simulations.audit.canary_clients import audit_canary_clients
 from ownlet.simulations.audit.component import QUICK, THOROUGH, Trials, audit_engine
 from ownlet.simulations.audit.engine_mechanism import claim_of_plan
 from ownlet.simulations.audit.measure import Audit
@@ -97,11 +98,16 @@ def _of_run(subject: RunSubject, effort: Effort, base: Path | None) -> Fitting:
         return Fitting(skipped=(f"Nothing was measured: {why}.",))
     trainer = cache(partial(trainer_of, subject, base))
     if terms.unit == "user":
+        server = f"server, {subject.engine} engine"
         return Fitting(
             audits=(
                 Audit(
-                    name="component audit of the server",
-                    run=lambda: _audit_server(trainer(), terms, subject.engine, effort),
+                    name=f"component audit of the {server}",
+                    run=lambda: _audit_server(trainer(), terms, server, effort),
+                ),
+                Audit(
+                    name=f"federated audit of the {server}",
+                    run=lambda: _audit_canary_clients(trainer(), terms, server, effort),
                 ),
             )
         )
@@ -136,13 +142,25 @@ def _participations(subject: RunSubject) -> int:
     return max(1, int(asked))
 
 
-def _audit_server(trainer: Trainer, terms: FederationConfig, engine: str, effort: Effort) -> AuditResult:
+def _audit_canary_clients(trainer: Trainer, terms: FederationConfig, name: str, effort: Effort) -> AuditResult:
+    return audit_canary_clients(
+        trainer.engine,
+        terms,
+        vector=trainer.vector,
+        name=name,
+        size=effort.size,
+        seed=effort.seed,
+        progress=effort.progress,
+    )
+
+
+def _audit_server(trainer: Trainer, terms: FederationConfig, name: str, effort: Effort) -> AuditResult:
     return audit_user_level(
         trainer.engine,
         terms,
         num_items=trainer.num_items,
         vector=trainer.vector,
-        name=f"server, {engine} engine",
+        name=name,
         trials=effort.trials,
         progress=effort.progress,
     )

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.audit import figures
-from ownlet.simulations.audit.fields import number
+from ownlet.simulations.audit.conditions import sentence
+from ownlet.simulations.audit.fields import counted, number
 from ownlet.simulations.audit.report import AuditReport
 
 __all__ = ["METHODS", "VERDICTS", "write_page"]
@@ -57,7 +58,7 @@ def write_page(path: Path, report: AuditReport) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, figure=_figure)
+    environment.filters.update(number=number, figure=_figure, told=_told, counted=counted)
     page = environment.get_template("audit.html.jinja").render(
         report=report,
         verdict=VERDICTS[report.status],
@@ -65,6 +66,7 @@ def write_page(path: Path, report: AuditReport) -> Path:
         methods=METHODS,
         headlines=_headlines(report),
         figures=_figures(report),
+        bounds=_svg(figures.bounds_against_claims(report.results)),
         histograms=[_svg(figures.score_histogram(result, at)) for at, result in enumerate(report.results)],
     )
     write_atomic(path, page.encode())
@@ -80,7 +82,7 @@ def _headlines(report: AuditReport) -> list[dict[str, str]]:
             {
                 "label": f"spent per {promise.unit}",
                 "value": f"ε {number(promise.epsilon)}",
-                "note": f"at δ = {promise.dp_delta:g} after {promise.charges} {promise.charge}s{limit}",
+                "note": f"at δ = {promise.dp_delta:g} after {counted(promise.charges, promise.charge)}{limit}",
             }
         )
     if report.results:
@@ -125,13 +127,6 @@ def _figures(report: AuditReport) -> list[dict[str, str | Markup]]:
         )
     drawn.append(
         (
-            "Measured against claimed",
-            "Bars are measured lower bounds, marks are claims. A bar that passes its mark proves a broken claim.",
-            figures.bounds_against_claims(report.results),
-        )
-    )
-    drawn.append(
-        (
             "Budgets over devices",
             "How many devices have spent how much.",
             figures.budgets_over_devices(report.devices),
@@ -142,6 +137,11 @@ def _figures(report: AuditReport) -> list[dict[str, str | Markup]]:
 
 def _svg(svg: str) -> Markup:
     return Markup(svg)  # our own drawing, whose text matplotlib has escaped
+
+
+def _told(text: str) -> str:
+    """Return a statement as a sentence."""
+    return sentence(text) + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _figure(value: float | None) -> str:

@@ -165,7 +165,7 @@ def _equal_turns(subject: RunSubject, most: int) -> Check:
     return Check(
         name="turns",
         passed=most <= turns,
-        statement=f"The terms give every user {turns} turns; the most asked user had {most}.",
+        statement=f"The terms give every user at most {turns} of the rounds; the most asked user was in {most}.",
         measured=most,
         claimed=turns,
     )
