@@ -68,7 +68,7 @@ def test_the_verdict_comes_first_and_its_reasons_with_it(tmp_path: Path, report:
     text = page_of(tmp_path, report)
     assert text.index("<strong>PASS</strong>") < text.index("<h2>")
     failed = page_of(tmp_path, replace(report, results=(RESULT,)))
-    reason = "one-run audit of opacus: 600 of 1,000 guesses were right."
+    reason = "One-run audit of opacus: 600 of 1,000 guesses were right."
     assert failed.index("<strong>FAIL</strong>") < failed.index(reason) < failed.index("<h2>")
 
 
