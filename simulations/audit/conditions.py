@@ -134,6 +134,14 @@ def sampling_assumed(units: Sequence[str], terms: FederationConfig | None, subje
         )
     if not units or terms is None:
         return a_field("sampling_assumed", title, "none", "No amplification by sampling is claimed.")
+    if terms.correlated:
+        return a_field(
+            "sampling_assumed",
+            title,
+            f"none; {terms.noise_plan.min_separation} groups of users take part in turn",
+            "Nothing is gained from who takes part: all rounds together are one Gaussian mechanism, in which a user's "
+            "rounds lie that far apart.",
+        )
     if terms.unit == "user" and terms.turns:
         return a_field(
             "sampling_assumed",
@@ -167,6 +175,7 @@ def sampling_implemented(subject: Subject, checks: Sequence[Check]) -> Field:
             f"equal turns, {subject.terms.turns} per device" if subject.terms.turns else "independent coins per user"
         )
         windows = subject.terms.unit == "window"
+        value = f"{subject.terms.noise_plan.min_separation} groups in turn" if subject.terms.correlated else value
         value += "; independent coins per window on the device" if windows else ""
         told = " ".join(check.statement for check in seen)
         return a_field("sampling_implemented", title, value, told or "The run left no record of its cohorts.")

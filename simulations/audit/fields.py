@@ -114,7 +114,7 @@ def _contribution_bound(subject: Subject, terms: FederationConfig | None) -> Fie
         return a_field(
             "contribution_bound",
             title,
-            f"L2 norm of a user's whole delta at most {terms.clip_norm:g}, once per round",
+            f"L2 norm of a user's whole delta at most {_bound(terms)}, once per round",
             "However much a user did, no more than this reaches the sum of a round. Longer deltas are scaled down.",
         )
     if terms is not None and terms.unit == "window":
@@ -136,6 +136,12 @@ def _contribution_bound(subject: Subject, terms: FederationConfig | None) -> Fie
     return a_field(
         "contribution_bound", title, "none", "Nothing bounds what one unit adds, so nothing can be promised."
     )
+
+
+def _bound(terms: FederationConfig) -> str:
+    if terms.adaptive_clip.quantile == 0:
+        return f"{terms.clip_norm:g}"
+    return f"C, which starts at {terms.clip_norm:g} and follows a noised quantile"
 
 
 def _clip_norms(subject: LedgerSubject) -> list[float]:
@@ -161,6 +167,8 @@ def _mechanism(units: Sequence[str], terms: FederationConfig | None) -> Field:
 
 
 def _mechanism_of(terms: FederationConfig) -> str:
+    if terms.correlated:
+        return "Gaussian, correlated over rounds"
     sampled = terms.plan.sample_rate < 1 if terms.unit == "window" else not terms.turns and terms.cohort_rate < 1
     return "Poisson-subsampled Gaussian" if sampled else "Gaussian"
 
@@ -177,7 +185,8 @@ def _parameters(subject: Subject, terms: FederationConfig | None, promises: Sequ
         events = "; ".join(f"{promise.unit}: {counted(promise.charges, 'charge')}" for promise in promises)
         return a_field("parameters", title, events, "The charges and their events are in the ledger, line by line.")
     if terms.unit == "user":
-        rate = f"{terms.turns} turns per user" if terms.turns else f"q = {terms.cohort_rate:g}"
+        rate = f"{counted(terms.turns, 'turn')} per user" if terms.turns else f"q = {terms.cohort_rate:g}"
+        rate = f"{terms.noise_plan.min_separation} groups in turn" if terms.correlated else rate
         value = f"{rate}, sigma = {terms.noise_multiplier:.4g}, C = {terms.clip_norm:g}"
         return a_field("parameters", title, f"{value}, at most {terms.rounds} rounds", meaning)
     plan = terms.plan

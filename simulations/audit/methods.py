@@ -132,6 +132,8 @@ def _why_not(terms: FederationConfig) -> str | None:
         return "a run of unit none adds no noise"
     if terms.unit == "user" and terms.noise_multiplier == 0:
         return "the rounds were run without noise"
+    if terms.correlated:
+        return "the audits of the server know independent noise, and the noise of these rounds is correlated"
     if terms.unit == "user" and terms.turns:
         return "the audits of the server know Poisson cohorts, and these were turns"
     return None

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from ownlet.device.budget import Totals, epsilon_of, totals_of
 from ownlet.device.chain import canonical
+from ownlet.server.checkpoint import spent_event
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.privacy import event_to_json, user_level_event, user_turns_event, window_level_event
+from ownlet.shared.privacy import event_to_json
 from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject
 
 __all__ = ["Promise", "promises_of"]
@@ -84,16 +86,23 @@ def _of_terms(terms: FederationConfig, rounds: int, participations: int) -> tupl
     """Return the account of a federated run; rounds began, and the most asked user took part so often."""
     if terms.unit == "none":
         return ()
-    if terms.unit == "user" and not terms.turns:
-        once, charges = user_level_event(terms.cohort_rate, terms.noise_multiplier, 1), rounds
-    elif terms.unit == "user":
-        once, charges = user_turns_event(terms.noise_multiplier, 1), participations
-    else:
-        once, charges = window_level_event(terms.plan, 1), participations
-    participates = terms.unit == "window" or terms.turns > 0
-    costs = [totals_of(event_to_json(once))] * charges
-    unit: Literal["user", "window"] = "user" if terms.unit == "user" else "window"
-    return (_promise(unit, costs, terms.dp_delta, terms.target_epsilon, participation=participates),)
+    by_turn = terms.unit == "window" or terms.turns > 0
+
+    def upto(charges: int) -> Totals:
+        began = rounds if by_turn else charges
+        return totals_of(event_to_json(spent_event(terms, began, np.array([charges]))))
+
+    return (
+        _promise(
+            "user" if terms.unit == "user" else "window",
+            upto,
+            participations if by_turn else rounds,
+            None if terms.correlated else upto(1),  # rounds with correlated noise have no price of their own
+            terms.dp_delta,
+            terms.target_epsilon,
+            "participation" if by_turn else "round",
+        ),
+    )
 
 
 def _of_ledger(subject: LedgerSubject) -> tuple[Promise, ...]:
@@ -105,38 +114,40 @@ def _of_ledger(subject: LedgerSubject) -> tuple[Promise, ...]:
         costs = [totals_of(canonical(entry["event"]).decode()) for entry in charged]
         if costs:
             name: Literal["user", "window"] = "user" if unit == "user" else "window"
-            found.append(_promise(name, costs, budget.dp_delta, budget.epsilon, participation=True))
+            once = costs[0] if all(cost == costs[0] for cost in costs) else None
+            upto = partial(_first, costs)
+            found.append(_promise(name, upto, len(costs), once, budget.dp_delta, budget.epsilon, "participation"))
     return tuple(found)
 
 
 def _promise(
     unit: Literal["user", "window"],
-    costs: Sequence[Totals],
+    upto: Callable[[int], Totals],
+    charges: int,
+    once: Totals | None,
     dp_delta: float,
     limit: float,
-    *,
-    participation: bool,
+    charge: Literal["round", "participation"],
 ) -> Promise:
-    """Add charges up."""
-    everything = _sum(costs)
-    numbers = sorted({int(at) for at in np.linspace(0, len(costs), _POINTS).round()} | {min(1, len(costs))})
-    once = costs[0] if costs and all(cost == costs[0] for cost in costs) else None
+    """Return the account of so many charges, of which the first n cost ``upto(n)`` together."""
+    everything = upto(charges)
+    numbers = sorted({int(at) for at in np.linspace(0, charges, _POINTS).round()} | {min(1, charges)})
     return Promise(
         unit=unit,
         dp_delta=dp_delta,
         epsilon=epsilon_of(everything, dp_delta),
         epsilon_once=None if once is None else epsilon_of(once, dp_delta),
         limit=limit,
-        charges=len(costs),
-        charge="participation" if participation else "round",
-        by_charge=tuple((at, epsilon_of(_sum(costs[:at]), dp_delta)) for at in numbers),
+        charges=charges,
+        charge=charge,
+        by_charge=tuple((at, epsilon_of(upto(at), dp_delta)) for at in numbers),
         by_delta=tuple((at, epsilon_of(everything, at)) for at in sorted({*_DELTAS, dp_delta})),
         event=_event(everything),
     )
 
 
-def _sum(costs: Sequence[Totals]) -> Totals:
-    return sum((Counter(dict(cost)) for cost in costs), Counter[str]())
+def _first(costs: Sequence[Totals], count: int) -> Totals:
+    return sum((Counter(dict(cost)) for cost in costs[:count]), Counter[str]())
 
 
 def _event(totals: Totals) -> str:

@@ -116,7 +116,18 @@ def _checkpoint_checks(subject: RunSubject) -> tuple[Check, ...]:
     kept = subject.checkpoint
     if kept is None:
         return ()
-    names = ("unit", "cohort_rate", "turns", "clip_norm", "noise_multiplier", "dp_delta", "plan", "windows")
+    names = (
+        "unit",
+        "cohort_rate",
+        "turns",
+        "clip_norm",
+        "noise_multiplier",
+        "dp_delta",
+        "plan",
+        "windows",
+        "noise_plan",
+        "adaptive_clip",
+    )
     charged = event_to_json(spent_event(subject.terms, kept.rounds, kept.participations)) == kept.event
     differ = [name for name in names if getattr(kept.terms, name) != getattr(subject.terms, name)]
     checks = [
@@ -155,7 +166,7 @@ def _checkpoint_checks(subject: RunSubject) -> tuple[Check, ...]:
         )
     if subject.terms.turns:
         checks.append(_equal_turns(subject, int(kept.participations.max(initial=0))))
-    else:
+    elif not subject.terms.correlated:
         checks += _sampling_checks(subject, len(kept.participations))
     return tuple(checks)
 

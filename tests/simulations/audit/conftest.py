@@ -46,7 +46,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             cohort = draw_cohort(terms, NUM_USERS, number, state.participations)
             if sizes is not None:
                 cohort = np.arange(sizes[number - 1])
-            state = state.asked(cohort)
+            state = state.asked(cohort, number)
             state = replace(state, version=number, results=(*state.results, record(number, len(cohort))))
         save_checkpoint(folder.path / "federation.ckpt", terms, SPEC, state)
         save_adapter(folder.path / "adapter.safetensors", SPEC, state.vector, version=state.version)

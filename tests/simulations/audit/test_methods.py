@@ -114,7 +114,7 @@ def test_a_correct_run_is_measured_below_its_claim(make_run: MakeRun, base_file:
     fitting = audits_for(open_subject(folder), EFFORT, base_file)
     measured = run_audits(fitting.audits[:2], Silent())
     assert measured.failures == ()
-    assert [result.method for result in measured.results][0] == "component"
+    assert next(result.method for result in measured.results) == "component"
     assert not any(result.flagged for result in measured.results)
     component = measured.results[0]
     assert 0.8 * component.claim.epsilon < component.epsilon_lower <= component.claim.epsilon
