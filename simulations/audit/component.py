@@ -148,7 +148,7 @@ def _mu(mechanism: Mechanism, contributions: Contributions, noise: NoiseFound, a
         if std < _NOTHING * promised:
             return math.inf
         squares += told / std**2
-    return float(math.sqrt(squares.max()))
+    return float(math.sqrt(squares.max(initial=0.0)))
 
 
 def _epsilon(claim: Claim, rate: float, mu: float) -> float:

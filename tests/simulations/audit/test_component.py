@@ -77,6 +77,12 @@ def test_too_little_noise_and_too_frequent_sampling_exceed_the_claim(name):
     assert result.exceeds
 
 
+@pytest.mark.parametrize("name", ["fixed batches accounted as Poisson", "denominators from n", "32-bit noise seed"])
+def test_no_bound_is_made_of_differences_that_are_not_the_units_doing(name):
+    assert "steady" in failed(audited(name))
+    assert audited(name).epsilon_lower == 0
+
+
 def test_every_matrix_of_the_adapter_is_a_tensor_of_the_release_and_every_canary_is_loud():
     model, spec, vector = zoo_base()
     windows = canary_windows(12, 50, 6)
