@@ -63,6 +63,7 @@ OPTIONS = {
     "expected_batch": ("federation.plan.expected_batch",),
     "server_learning_rate": ("federation.server_learning_rate",),
     "server_optimizer": ("federation.server_optimizer.name",),
+    "secure_aggregation": ("federation.secure.enabled",),
     "server_momentum": ("federation.server_momentum",),
     "schedule": ("federation.schedule",),
     "warmup_rounds": ("federation.warmup_rounds",),
@@ -144,6 +145,10 @@ def simulate(
         Literal["fedavgm", "fedadam", "fedyogi"],
         typer.Option(help="What the server makes of the average; the last two want --server-learning-rate 0.01."),
     ] = "fedavgm",
+    secure_aggregation: Annotated[
+        bool,
+        typer.Option(help="The server sees only the sum of all nodes, which add the noise; needs --nodes 3 or more."),
+    ] = False,
     server_momentum: Annotated[float, typer.Option(help="Momentum (beta1) of the server's step.")] = 0.9,
     schedule: Annotated[
         Literal["constant", "linear", "cosine"],
@@ -223,6 +228,12 @@ def _print_result(console: Console, settings: FederatedRunConfig, result: Federa
         console.print(
             f"Spent ε = {result.federation.epsilon:.3f} at δ = {settings.federation.dp_delta:g}, {unit} level, "
             f"{len(result.federation.rounds)} rounds.",
+            highlight=False,
+        )
+    server_epsilon = result.federation.rounds[-1].server_epsilon if result.federation.rounds else None
+    if server_epsilon is not None and math.isfinite(server_epsilon):
+        console.print(
+            f"Against the server, which sees each round's sum and knows whom it asked: ε = {server_epsilon:.3f}.",
             highlight=False,
         )
     if result.federation.stopped:

@@ -10,7 +10,7 @@ numbers contributes zero: were the whole node's reply spoiled instead, that one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +18,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from ownlet.device.secure_app import add_secure_sum
 from ownlet.device.train import Engine, local_deltas
 from ownlet.shared.delta import clip_to_norm, count_within
 from ownlet.shared.errors import FederationError
 from ownlet.shared.noise import AesNoise, NoiseSource, SimulatedNoise
+from ownlet.shared.secure_sum.coding import quantise
+from ownlet.shared.secure_sum.discrete_gaussian import discrete_gaussian
+from ownlet.shared.secure_sum.purpose import Purpose
 from ownlet.shared.windows import Windows
 from ownlet.shared.wire import (
     PLACE_ACTION,
@@ -33,7 +37,7 @@ from ownlet.shared.wire import (
     request_from_records,
 )
 
-__all__ = ["OnUsers", "Shard", "answer", "device_noise", "make_client_app", "place_of"]
+__all__ = ["OnUsers", "Shard", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
 
 OnUsers = Callable[[int, int], None]
 """Told how many users have just been trained, and how many the request asks for."""
@@ -82,21 +86,10 @@ def answer(
         AdapterError: the vector does not fit the node's adapter.
         FederationError: another base, a user twice, or a user that the node does not host.
     """
-    _check(request, shard)
-    spec = shard.engine.spec
-    total, count = np.zeros(spec.num_trainable, dtype=np.float64), 0.0
-    users_at_once = max(1, memory_bytes // (_COPIES * 4 * spec.size))
-    for start in range(0, len(request.users), users_at_once):
-        users = request.users[start : start + users_at_once]
-        windows = _windows_of(shard, users, request.round)
-        noises = [device_noise(request.seed, request.round, user) for user in users]
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is zeroed on the next line
-            deltas = local_deltas(shard.engine, request.vector, windows, request.plan, noises)
-            count += count_within(deltas, request.clip_norm)
-            clipped = clip_to_norm(deltas, request.clip_norm)
-        total += _finite_or_zero(clipped).sum(axis=0, dtype=np.float64)
-        if on_users is not None:
-            on_users(len(users), len(request.users))
+    total, count = np.zeros(shard.engine.spec.num_trainable, dtype=np.float64), 0.0
+    for clipped, within in _clipped_groups(request, shard, memory_bytes, on_users):
+        total += clipped.sum(axis=0, dtype=np.float64)
+        count += within
     return TrainReply(
         total=(np.append(total, count) if request.counts else total).astype(np.float32),
         round=request.round,
@@ -104,6 +97,55 @@ def answer(
         base_hash=shard.base_hash,
         num_users=len(request.users),
     )
+
+
+def coded_sum(
+    request: TrainRequest, shard: Shard, purpose: Purpose, source: AesNoise, *, on_users: OnUsers | None = None
+) -> NDArray[np.int64]:
+    """Train every user of the request; return the sum of their coded deltas with this node's share of the noise.
+
+    Each user's delta is clipped and coded by itself, so the bound that noise is measured by holds for every one.
+
+    Args:
+        request: what the server asks.
+        shard: the users and the engine.
+        purpose: what all nodes agreed on; the request must be for that.
+        source: of the randomness of rounding and noise.
+        on_users: called after each group of users.
+
+    Returns:
+        (num_trainable,) whole numbers.
+
+    Raises:
+        AdapterError, FederationError: as ``answer``; or the request is not what was agreed on.
+    """
+    asked = (request.round, request.version, request.base_hash, request.clip_norm)
+    if asked != (purpose.round, purpose.version, purpose.base_hash, purpose.clip_norm):
+        raise FederationError(f"request must be what all nodes agreed on, got another in round {request.round}")
+    total = discrete_gaussian(source, shard.engine.spec.num_trainable, purpose.coding.variance)
+    for clipped, _ in _clipped_groups(request, shard, _MEMORY_BYTES, on_users):
+        total += quantise(clipped, request.clip_norm, purpose.coding, source).sum(axis=0)
+    return total
+
+
+def _clipped_groups(
+    request: TrainRequest, shard: Shard, memory_bytes: int, on_users: OnUsers | None
+) -> Iterator[tuple[NDArray[np.float32], float]]:
+    """Yield the clipped deltas of some users after others, (users, num_trainable), and their count within the clip."""
+    _check(request, shard)
+    spec = shard.engine.spec
+    users_at_once = max(1, memory_bytes // (_COPIES * 4 * spec.size))
+    for start in range(0, len(request.users), users_at_once):
+        users = request.users[start : start + users_at_once]
+        windows = _windows_of(shard, users, request.round)
+        noises = [device_noise(request.seed, request.round, user) for user in users]
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is zeroed on the next line
+            deltas = local_deltas(shard.engine, request.vector, windows, request.plan, noises)
+            within = count_within(deltas, request.clip_norm)
+            clipped = clip_to_norm(deltas, request.clip_norm)
+        yield _finite_or_zero(clipped), within
+        if on_users is not None:
+            on_users(len(users), len(request.users))
 
 
 def device_noise(seed: int | None, round_number: int, user: int) -> NoiseSource:
@@ -139,14 +181,24 @@ def _finite_or_zero(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
 def make_client_app(load_shard: Callable[[Context], Shard], *, on_users: OnUsers | None = None) -> ClientApp:
     """Return the Flower app of a node.
 
-    It answers ``train`` with the sum of its users' deltas, and ``query.place`` with the partition of the population
-    that it hosts, from the node's configuration (``partition-id``, ``num-partitions``).
+    It answers ``train`` with the sum of its users' deltas, the five messages of a secure sum with that sum masked, and
+    ``query.place`` with the partition of the population that it hosts, from the node's configuration
+    (``partition-id``, ``num-partitions``).
 
     Args:
         load_shard: gives the node's users and engine; called for every message, so it should cache.
         on_users: for progress where the app runs in the watcher's process; see ``answer``.
     """
     app = ClientApp()
+
+    def coded(message: Message, context: Context, purpose: Purpose) -> NDArray[np.int64]:
+        shard = load_shard(context)
+        request = request_from_records(message.content, shard.engine.spec.size)
+        seeded = (request.seed, "secure", request.round, place_of(context).partition)
+        source = AesNoise() if request.seed is None else AesNoise.seeded(*seeded)
+        return coded_sum(request, shard, purpose, source, on_users=on_users)
+
+    add_secure_sum(app, coded)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -7,7 +7,8 @@ of a seeded run are derived from the seed and the round's number, so no generato
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ownlet.server.optimizer import OptimizerState
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError
-from ownlet.shared.privacy import event_to_json, user_level_event, user_turns_event, window_level_event
+from ownlet.shared.privacy import compose_events, event_to_json, user_level_event, user_turns_event, window_level_event
 from ownlet.shared.store import write_atomic
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class RoundResult:
         seconds: how long the round took, evaluation not counted.
         clip_norm: the bound on each user's delta in this round; infinity where there was none.
         quality: of the adapter on held-out public users, where this round was judged.
+        noise_multiplier: sigma that the round is charged with, where it is known only afterwards (secure aggregation).
+        server_epsilon: spent so far against a server that sees each round's sum and knows who was asked; there, too.
     """
 
     round: int
@@ -69,6 +72,8 @@ class RoundResult:
     seconds: float
     clip_norm: float
     quality: float | None = None
+    noise_multiplier: float | None = None
+    server_epsilon: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,11 @@ class ServerState:
             results=(),
         )
 
+    @property
+    def realised(self) -> tuple[float, ...]:
+        """The noise multipliers that rounds are charged with, where they were known only afterwards."""
+        return tuple(one.noise_multiplier for one in self.results if one.noise_multiplier is not None)
+
     def asked(self, cohort: NDArray[np.int64], round_number: int) -> ServerState:
         """Return the state in which the users of a cohort have been asked once more."""
         participations, last_asked = self.participations.copy(), self.last_asked.copy()
@@ -129,7 +139,11 @@ class ServerState:
 
 
 def spent_event(
-    config: FederationConfig, rounds: int, participations: NDArray[np.int64], factor: Factor | None = None
+    config: FederationConfig,
+    rounds: int,
+    participations: NDArray[np.int64],
+    factor: Factor | None = None,
+    realised: Sequence[float] = (),
 ) -> DpEvent:
     """Return the privacy event of a run so far: what its most exposed unit has spent.
 
@@ -140,14 +154,17 @@ def spent_event(
         rounds: how many rounds began, void ones and empty cohorts included.
         participations: (num_users,) how often each user was asked.
         factor: of correlated noise; by default the config's.
+        realised: noise multipliers of the first rounds where they are another than the config's, which the others have.
     """
     if config.correlated:  # all rounds so far are one Gaussian mechanism
         multiplier = realised_multiplier(config, factor or factor_of(config), rounds) if rounds else 0.0
         return user_turns_event(multiplier, min(rounds, 1))
-    if config.unit == "user" and config.turns:
-        return user_turns_event(config.noise_multiplier, int(participations.max(initial=0)))
     if config.unit == "user":
-        return user_level_event(config.cohort_rate, config.noise_multiplier, rounds)
+        noises = Counter((*realised, *[config.noise_multiplier] * (rounds - len(realised))))
+        if config.turns:
+            return user_turns_event(min(noises, default=0.0), int(participations.max(initial=0)))
+        parts = [user_level_event(config.cohort_rate, noise, count) for noise, count in noises.items()]
+        return compose_events(*parts or [user_level_event(config.cohort_rate, config.noise_multiplier, 0)])
     if config.unit == "window":
         return window_level_event(config.plan, int(participations.max(initial=0)))
     return user_level_event(config.cohort_rate, 0.0, rounds)
@@ -155,7 +172,7 @@ def spent_event(
 
 def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, state: ServerState) -> None:
     """Replace the file at ``path`` with this state, atomically."""
-    event = spent_event(config, len(state.results), state.participations, state.noise.factor)
+    event = spent_event(config, len(state.results), state.participations, state.noise.factor, state.realised)
     metadata = {
         "format": _FORMAT,
         "spec": spec.to_json(),

@@ -54,7 +54,7 @@ def _noise(
     config: FederationConfig, state: ServerState, num_users: int, source: AesNoise
 ) -> tuple[NDArray[np.float64], NoiseState]:
     """Return the noise on the sum of a round, (num_trainable,), and the state of the noise after it."""
-    if config.unit != "user" or config.noise_multiplier == 0:
+    if config.unit != "user" or config.noise_multiplier == 0 or config.secure.enabled:  # or the nodes have added it
         return np.zeros_like(state.noise.owed), state.noise
     std = delta_multiplier(config, num_users) * state.clip_norm
     return draw_noise(config, state.noise, std, source)

@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from ownlet.server.adaptive_clip import check_split
-from ownlet.server.admit import Expected, admit_all
-from ownlet.server.aggregate import sum_of
+from ownlet.server.ask import Answers, ask
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
 from ownlet.server.cohorts import check_separation, draw_cohort, round_noise
 from ownlet.server.early_stop import Judge, best_of, why_stop
 from ownlet.server.fedsvd import turn
-from ownlet.server.nodes import Nodes, split_cohort
+from ownlet.server.nodes import Nodes
 from ownlet.server.optimizer import server_step
 from ownlet.server.release import release, skip
+from ownlet.server.secure_charge import charge_realised
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.privacy import epsilon
-from ownlet.shared.wire import TrainRequest, request_to_records
 
 __all__ = ["FederationResult", "OnRound", "run_rounds"]
 
@@ -113,14 +110,16 @@ def run_rounds(
         cohort = draw_cohort(config, num_users, number, state.participations, state.groups)
         check_separation(config, cohort, number, state.last_asked)
         charged = state.asked(cohort, number)
-        event = spent_event(config, number, charged.participations, state.noise.factor)
+        event = spent_event(config, number, charged.participations, state.noise.factor, state.realised)
         spent = epsilon(event, config.dp_delta)
         if spent > config.target_epsilon:
             stopped = f"round {number} would spend epsilon {spent:.3f}, more than the target {config.target_epsilon:g}"
             _log.warning("stopped: %s", stopped)
             break
-        answers = _ask(nodes, config, spec, charged, cohort, number)
+        answers = ask(nodes, config, spec, charged, cohort, number)
         state = _close_round(config, spec, charged, answers, num_users, number, spent, started)
+        if config.secure.enabled:
+            state = charge_realised(config, state, answers.noise_multiplier)
         if judge is not None:
             state = _judged(state, judge, start_quality)
         if checkpoint is not None:
@@ -146,85 +145,23 @@ def _judged(state: ServerState, judge: Judge, start_quality: float | None) -> Se
     return judged
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answers:
-    """What came of asking: users asked by partition, admitted sums by partition, reasons, nodes without an answer."""
-
-    asked: Mapping[int, tuple[int, ...]]
-    admitted: Mapping[int, Vector]
-    rejected: tuple[str, ...]
-    num_missing: int
-
-
-def _ask(
-    nodes: Nodes,
-    config: FederationConfig,
-    spec: AdapterSpec,
-    state: ServerState,
-    cohort: NDArray[np.int64],
-    number: int,
-) -> _Answers:
-    if len(cohort) == 0:
-        return _Answers(asked={}, admitted={}, rejected=(), num_missing=0)
-    node_of, num_partitions = nodes.connected()
-    asked = split_cohort(cohort, num_partitions)
-    reachable = {node_of[partition]: partition for partition in asked if partition in node_of}
-    clip_norm = config.delta_bound(spec.num_trainable, state.clip_norm)
-    messages = []
-    for node, partition in reachable.items():
-        request = TrainRequest(
-            vector=state.vector,
-            round=number,
-            version=state.version,
-            base_hash=spec.base_hash,
-            plan=config.plan,
-            unit=config.unit,
-            clip_norm=clip_norm,
-            users=asked[partition],
-            seed=config.seed,
-            counts=config.counts,
-        )
-        ttl = config.reply_timeout_seconds
-        messages.append(Message(request_to_records(request), node, "train", group_id=str(number), ttl=ttl))
-    replies = list(nodes.grid.send_and_receive(messages, timeout=config.reply_timeout_seconds))
-    expected = Expected(
-        round=number,
-        version=state.version,
-        base_hash=spec.base_hash,
-        num_trainable=spec.num_trainable,
-        clip_norm=clip_norm,
-        users_by_node={node: len(asked[partition]) for node, partition in reachable.items()},
-        counts=config.counts,
-    )
-    admitted, rejected = admit_all(replies, expected)
-    for reason in rejected:
-        _log.warning("rejected: %s", reason)
-    return _Answers(
-        asked=asked,
-        admitted={reachable[node]: total for node, total in admitted.items()},
-        rejected=tuple(rejected),
-        num_missing=len(asked) - len({reply.metadata.src_node_id for reply in replies} & set(reachable)),
-    )
-
-
 def _close_round(
     config: FederationConfig,
     spec: AdapterSpec,
     state: ServerState,
-    answers: _Answers,
+    answers: Answers,
     num_users: int,
     number: int,
     spent: float,
     started: float,
 ) -> ServerState:
-    void = len(answers.admitted) < config.quorum * len(answers.asked)
+    void = answers.total is None or answers.num_admitted < config.quorum * len(answers.asked)
     update_norm, clip_norm = 0.0, config.delta_bound(spec.num_trainable, state.clip_norm)
     source = round_noise(config, "server", number)
-    if void:
+    if answers.total is None or void:
         state = skip(config, state, num_users, source)
     else:
-        total = sum_of(answers.admitted, spec.num_trainable + config.counts)
-        average, state = release(total, config, state, num_users, source)
+        average, state = release(answers.total, config, state, num_users, source)
         vector, optimizer = server_step(spec, state.vector, state.optimizer, average, config, number)
         if config.svd_every and (state.version + 1) % config.svd_every == 0:
             vector, optimizer = turn(spec, vector, optimizer, config.server_optimizer)
@@ -236,7 +173,7 @@ def _close_round(
         void=void,
         num_asked=sum(len(users) for users in answers.asked.values()),
         num_nodes=len(answers.asked),
-        num_admitted=len(answers.admitted),
+        num_admitted=answers.num_admitted,
         rejected=answers.rejected,
         num_missing=answers.num_missing,
         epsilon=spent,

@@ -146,7 +146,7 @@ class SecureSum:
         sealed = tuple(self._shares[peer].sealed[at] for peer, at in zip(senders, place, strict=True))
         return Inbox(session=self._session, senders=senders, sealed=sealed)
 
-    def survivors(self, masked: Mapping[int, Masked]) -> Survivors:
+    def survivors(self, masked: Mapping[int, Masked]) -> dict[int, Survivors]:
         """Add up what came, and say whose vectors are in the sum.
 
         Raises:
@@ -164,9 +164,9 @@ class SecureSum:
         if not hangs_together(self._neighbours, self._survivors):
             raise FederationError("survivors must hang together, got a group without an edge to the others")
         self._bitmap = bitmap_of(self._survivors, self._terms.num_clients)
-        return Survivors(session=self._session, bitmap=self._bitmap)
+        return dict.fromkeys(sorted(self._survivors), Survivors(session=self._session, bitmap=self._bitmap))
 
-    def agreement(self, confirmations: Mapping[int, Confirmation]) -> Agreement:
+    def agreement(self, confirmations: Mapping[int, Confirmation]) -> dict[int, Agreement]:
         """Hand the signatures on, as many as a client asks for.
 
         Raises:
@@ -181,7 +181,8 @@ class SecureSum:
                 self.refused.append(f"confirmation, client {client}: it must sign the survivors that it was told of")
         self._require(len(good), self._terms.agreement, "signed the survivors")
         signers = tuple(good)[: self._terms.agreement]
-        return Agreement(session=self._session, signers=signers, signatures=tuple(good[signer] for signer in signers))
+        signatures = tuple(good[signer] for signer in signers)
+        return dict.fromkeys(good, Agreement(session=self._session, signers=signers, signatures=signatures))
 
     def unmask(self, reveals: Mapping[int, Reveal]) -> SumResult:
         """Take the masks off the sum.

@@ -15,6 +15,7 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
+from ownlet.shared.secure_config import SecureConfig
 from ownlet.shared.server_config import AdaptiveClip, NoisePlan, ServerOptimizer
 
 __all__ = [
@@ -221,6 +222,7 @@ class FederationConfig:
         quorum: the share of asked nodes that must answer with an admitted reply; below it the round is void.
         dp_delta: the privacy parameter delta at which epsilon is reported.
         target_epsilon: the run stops before a round that would exceed it.
+        secure: whether the server may see single replies, or only their sum; not with unit ``none``.
         reply_timeout_seconds: how long a round waits for replies.
         seed: makes a simulation reproducible. None draws cohorts and noise from the operating system, as a deployment
             must.
@@ -246,6 +248,7 @@ class FederationConfig:
     quorum: float = 0.5
     dp_delta: float = 1e-5
     target_epsilon: float = math.inf
+    secure: SecureConfig = field(default_factory=SecureConfig)
     reply_timeout_seconds: float = 600.0
     seed: int | None = None
     plan: Plan = field(default_factory=Plan)
@@ -283,6 +286,16 @@ class FederationConfig:
         require(0 < self.quorum <= 1, "quorum must be in (0, 1]", quorum=self.quorum)
         require(0 < self.dp_delta < 1, "dp_delta must be in (0, 1)", dp_delta=self.dp_delta)
         require(self.target_epsilon > 0, "target_epsilon must be positive", target_epsilon=self.target_epsilon)
+        if self.secure.enabled:
+            require(self.unit != "none", "unit must be user or window under secure aggregation", unit=self.unit)
+            require(
+                self.adaptive_clip.quantile == 0,
+                "quantile of adaptive_clip must be 0 under secure aggregation",
+                quantile=self.adaptive_clip.quantile,
+            )
+            require(
+                not self.correlated, "noise must be independent under secure aggregation", noise_plan=self.noise_plan
+            )
         if self.unit == "window":
             require(
                 self.plan.noise_multiplier > 0,
@@ -369,6 +382,7 @@ class FederationConfig:
             "windows": WindowConfig(**raw["windows"]),
             "adaptive_clip": AdaptiveClip(**raw.get("adaptive_clip", {})),  # older files have none
             "noise_plan": NoisePlan(**raw.get("noise_plan", {})),
+            "secure": SecureConfig(**raw.get("secure", {})),
             "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
         }
         return cls(**{**_numbers(raw), **inner})

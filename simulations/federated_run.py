@@ -328,6 +328,8 @@ def _row(record: RoundResult) -> dict[str, Any]:
         "epsilon": record.epsilon,
         "update_norm": record.update_norm,
         "clip_norm": record.clip_norm,
+        "noise_multiplier": record.noise_multiplier,
+        "server_epsilon": record.server_epsilon,
         "public_ndcg@10": record.quality,
         "seconds": record.seconds,
     }
@@ -354,6 +356,13 @@ def _summary(
                 "unit": config.federation.unit,
                 "rounds": len(result.rounds),
                 "accountant": ACCOUNTANT,
+                **_against_server(result),
             }
         }
     return summary
+
+
+def _against_server(result: FederationResult) -> dict[str, float]:
+    """Return what a run under secure aggregation spent against the server itself."""
+    spent = result.rounds[-1].server_epsilon if result.rounds else None
+    return {} if spent is None else {"server_epsilon": spent}

@@ -1,0 +1,89 @@
+"""The Flower side of a node under secure aggregation: five answers, of which the third trains.
+
+What a node remembers between two messages, its secrets included, lies in Flower's context, which never leaves the node:
+a deployed node answers each message in a process of its own. The state is written before the answer goes out, and each
+answer takes the state that only the one before it leaves, so no message is answered twice.
+
+An identity is made for a run. Nothing outside of Flower vouches for it: nodes trust the server's roster of identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from ownlet.device import secure_client as protocol
+from ownlet.shared.secure_sum.keys import new_identity
+from ownlet.shared.secure_sum.messages import Agreement, Inbox, Invite, Roster, Survivors
+from ownlet.shared.secure_sum.purpose import Purpose
+from ownlet.shared.secure_wire import SECURE_STAGES, from_records, to_records
+
+__all__ = ["add_secure_sum"]
+
+T = TypeVar("T")
+_STATE = "secure-sum"
+_IDENTITY = "secure-identity"
+
+
+def add_secure_sum(app: ClientApp, values_of: Callable[[Message, Context, Purpose], NDArray[np.int64]]) -> None:
+    """Let a node's app answer the five messages of a secure sum.
+
+    Args:
+        app: of the node.
+        values_of: trains what the third message asks for, if it is for that purpose, and returns whole numbers (size,).
+    """
+    advert, shares, masked, confirm, reveal = SECURE_STAGES
+
+    @app.query(advert)
+    def answer_invite(message: Message, context: Context) -> Message:
+        identity = _identity(context)
+        return _keep(context, message, *protocol.advertise(from_records(Invite, message.content), identity))
+
+    @app.query(shares)
+    def answer_roster(message: Message, context: Context) -> Message:
+        state = _take(context, protocol.Advertised)
+        return _keep(context, message, *protocol.join(state, from_records(Roster, message.content)))
+
+    @app.train(masked)
+    def answer_inbox(message: Message, context: Context) -> Message:
+        state = _take(context, protocol.Joined)
+        values = values_of(message, context, Purpose.from_bytes(state.about))
+        return _keep(context, message, *protocol.mask(state, from_records(Inbox, message.content), values))
+
+    @app.query(confirm)
+    def answer_survivors(message: Message, context: Context) -> Message:
+        state = _take(context, protocol.Sent)
+        return _keep(context, message, *protocol.confirm(state, from_records(Survivors, message.content)))
+
+    @app.query(reveal)
+    def answer_agreement(message: Message, context: Context) -> Message:
+        state = _take(context, protocol.Confirmed)
+        revealed = protocol.reveal(state, from_records(Agreement, message.content))
+        return Message(to_records(revealed), reply_to=message)
+
+
+def _identity(context: Context) -> bytes:
+    """Return the node's private identity, the same one for a whole run."""
+    known = context.state.get(_IDENTITY)
+    if not isinstance(known, ConfigRecord):
+        known = context.state[_IDENTITY] = ConfigRecord({"private": new_identity()})
+    private = known["private"]
+    assert isinstance(private, bytes)
+    return private
+
+
+def _take(context: Context, kind: type[T]) -> T:
+    """Take the state out of the context; whatever happens next, this stage is over."""
+    kept = RecordDict({"secure": context.state.get(_STATE, ConfigRecord())})
+    context.state[_STATE] = ConfigRecord()
+    return from_records(kind, kept)
+
+
+def _keep(context: Context, message: Message, state: Any, answer: Any) -> Message:
+    context.state[_STATE] = to_records(state)["secure"]
+    return Message(to_records(answer), reply_to=message)

@@ -1,0 +1,159 @@
+"""What a round asks of the nodes, and what came of it: single sums that the server adds up, or only their sum.
+
+Both ways end with the same value (``Answers``), so nothing after it knows how the replies were added up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from ownlet.server.admit import Expected, admit_all
+from ownlet.server.aggregate import sum_of
+from ownlet.server.checkpoint import ServerState
+from ownlet.server.nodes import Nodes, split_cohort
+from ownlet.server.secure_rounds import ask_securely
+from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.wire import TrainRequest, request_to_records
+
+__all__ = ["Answers", "ask"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What came of asking.
+
+    Args:
+        asked: partition -> users asked.
+        total: the sum of what was admitted, (num_trainable,) or, where replies count, one number more; None where
+            there is nothing that may be released.
+        num_admitted: nodes whose sum is in it.
+        rejected: why other answers are not.
+        num_missing: nodes that were not connected or did not answer in time.
+        noise_multiplier: under secure aggregation, of the nodes' noise that is in the total.
+    """
+
+    asked: Mapping[int, tuple[int, ...]]
+    total: NDArray[np.float64] | None
+    num_admitted: int
+    rejected: tuple[str, ...]
+    num_missing: int
+    noise_multiplier: float | None = None
+
+
+def ask(
+    nodes: Nodes,
+    config: FederationConfig,
+    spec: AdapterSpec,
+    state: ServerState,
+    cohort: NDArray[np.int64],
+    number: int,
+) -> Answers:
+    """Ask the nodes to train the users of a cohort.
+
+    Args:
+        nodes: the way to them.
+        config: of the run.
+        spec: of the adapter.
+        state: with the adapter and the clip norm of this round.
+        cohort: the users, in order.
+        number: of the round, from 1.
+
+    Raises:
+        FederationError: no node connects in time.
+    """
+    if len(cohort) == 0:  # under secure aggregation there is nobody who would add noise to nothing
+        nothing = None if config.secure.enabled else np.zeros(spec.num_trainable + config.counts)
+        return Answers(asked={}, total=nothing, num_admitted=0, rejected=(), num_missing=0)
+    node_of, num_partitions = nodes.connected()
+    asked = split_cohort(cohort, num_partitions)
+    requests = {
+        partition: TrainRequest(
+            vector=state.vector,
+            round=number,
+            version=state.version,
+            base_hash=spec.base_hash,
+            plan=config.plan,
+            unit=config.unit,
+            clip_norm=config.delta_bound(spec.num_trainable, state.clip_norm),
+            users=users,
+            seed=config.seed,
+            counts=config.counts,
+        )
+        for partition, users in asked.items()
+        if partition in node_of
+    }
+    if config.secure.enabled:
+        answers = _ask_for_sum(nodes, config, spec, asked, {node_of[at]: requests[at] for at in requests})
+    else:
+        answers = _ask_each(nodes, config, spec, asked, requests, node_of)
+    for reason in answers.rejected:
+        _log.warning("rejected: %s", reason)
+    return answers
+
+
+def _ask_each(
+    nodes: Nodes,
+    config: FederationConfig,
+    spec: AdapterSpec,
+    asked: Mapping[int, tuple[int, ...]],
+    requests: Mapping[int, TrainRequest],
+    node_of: Mapping[int, int],
+) -> Answers:
+    """Ask every node for its sum, and see it."""
+    if not requests:
+        return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
+    ttl, first = config.reply_timeout_seconds, next(iter(requests.values()))
+    messages = [
+        Message(request_to_records(request), node_of[at], "train", group_id=str(request.round), ttl=ttl)
+        for at, request in requests.items()
+    ]
+    replies = list(nodes.grid.send_and_receive(messages, timeout=ttl))
+    expected = Expected(
+        round=first.round,
+        version=first.version,
+        base_hash=first.base_hash,
+        num_trainable=spec.num_trainable,
+        clip_norm=first.clip_norm,
+        users_by_node={node_of[at]: len(request.users) for at, request in requests.items()},
+        counts=config.counts,
+    )
+    admitted, rejected = admit_all(replies, expected)
+    by_partition = {at: admitted[node_of[at]] for at in requests if node_of[at] in admitted}
+    heard = {reply.metadata.src_node_id for reply in replies} & set(expected.users_by_node)
+    return Answers(
+        asked=asked,
+        total=sum_of(by_partition, spec.num_trainable + config.counts),
+        num_admitted=len(admitted),
+        rejected=tuple(rejected),
+        num_missing=len(asked) - len(heard),
+    )
+
+
+def _ask_for_sum(
+    nodes: Nodes,
+    config: FederationConfig,
+    spec: AdapterSpec,
+    asked: Mapping[int, tuple[int, ...]],
+    requests: Mapping[int, TrainRequest],
+) -> Answers:
+    """Ask all nodes together for the sum of their sums, and see nothing else."""
+    if not requests:
+        return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
+    done = ask_securely(nodes.grid, config, requests, spec.num_trainable)
+    return Answers(
+        asked=asked,
+        total=done.total,
+        num_admitted=done.num_admitted,
+        rejected=done.refused,
+        num_missing=len(asked) - len(requests) + done.num_missing,
+        noise_multiplier=done.noise_multiplier,
+    )
