@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit lint typecheck check lock clean
+.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ bench-drift: install  ## rounds until each method recovers from a change of inte
 
 bench-cold: install  ## new items and new users, by what is known of them; writes bench/cold_start.json and .png
 	$(BIN)/python -m ownlet.simulations.benchmarks.cold_start $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
+
+bench-secure: install  ## time and bytes of secure aggregation against the number of clients; writes bench/secure_sum.json
+	$(BIN)/python -m ownlet.simulations.benchmarks.secure_sum
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .

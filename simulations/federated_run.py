@@ -316,6 +316,7 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
 
 
 def _row(record: RoundResult) -> dict[str, Any]:
+    secure = {"noise_multiplier": record.noise_multiplier, "server_epsilon": record.server_epsilon}
     return {
         "round": record.round,
         "version": record.version,
@@ -328,10 +329,9 @@ def _row(record: RoundResult) -> dict[str, Any]:
         "epsilon": record.epsilon,
         "update_norm": record.update_norm,
         "clip_norm": record.clip_norm,
-        "noise_multiplier": record.noise_multiplier,
-        "server_epsilon": record.server_epsilon,
         "public_ndcg@10": record.quality,
         "seconds": record.seconds,
+        **{name: value for name, value in secure.items() if value is not None},  # under secure aggregation
     }
 
 

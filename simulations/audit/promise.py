@@ -67,7 +67,7 @@ def promises_of(subject: Subject) -> tuple[Promise, ...]:
     """Return the accounts of what is audited, each unit at most once; none where nothing is promised or charged."""
     match subject:
         case RunSubject():
-            return _of_terms(subject.terms, len(subject.rows), _most_participations(subject))
+            return _of_terms(subject.terms, len(subject.rows), _most_participations(subject), subject.realised)
         case BundleSubject():
             terms = subject.manifest.federation
             return () if terms is None else _of_terms(terms, terms.rounds, terms.turns or 1)
@@ -82,22 +82,28 @@ def _most_participations(subject: RunSubject) -> int:
     return subject.terms.turns or len(subject.rows)
 
 
-def _of_terms(terms: FederationConfig, rounds: int, participations: int) -> tuple[Promise, ...]:
-    """Return the account of a federated run; rounds began, and the most asked user took part so often."""
+def _of_terms(
+    terms: FederationConfig, rounds: int, participations: int, realised: Sequence[float] = ()
+) -> tuple[Promise, ...]:
+    """Return the account of a federated run; rounds began, and the most asked user took part so often.
+
+    Under secure aggregation rounds have the noise that was ``realised``, and others that of the terms.
+    """
     if terms.unit == "none":
         return ()
     by_turn = terms.unit == "window" or terms.turns > 0
 
     def upto(charges: int) -> Totals:
         began = rounds if by_turn else charges
-        return totals_of(event_to_json(spent_event(terms, began, np.array([charges]))))
+        return totals_of(event_to_json(spent_event(terms, began, np.array([charges]), realised=realised[:began])))
 
     return (
         _promise(
             "user" if terms.unit == "user" else "window",
             upto,
             participations if by_turn else rounds,
-            None if terms.correlated else upto(1),  # rounds with correlated noise have no price of their own
+            # rounds with correlated noise, or each with a noise of its own, have no price in common
+            None if terms.correlated or len(set(realised)) > 1 else upto(1),
             terms.dp_delta,
             terms.target_epsilon,
             "participation" if by_turn else "round",

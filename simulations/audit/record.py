@@ -127,8 +127,10 @@ def _checkpoint_checks(subject: RunSubject) -> tuple[Check, ...]:
         "windows",
         "noise_plan",
         "adaptive_clip",
+        "secure",
     )
-    charged = event_to_json(spent_event(subject.terms, kept.rounds, kept.participations)) == kept.event
+    event = spent_event(subject.terms, kept.rounds, kept.participations, realised=subject.realised)
+    charged = event_to_json(event) == kept.event
     differ = [name for name in names if getattr(kept.terms, name) != getattr(subject.terms, name)]
     checks = [
         Check(

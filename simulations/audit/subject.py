@@ -7,6 +7,7 @@ Nothing here judges. What cannot be read at all is an error; a ledger that can b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,12 @@ class RunSubject:
         """The summary's promise, ``epsilon`` and so on; empty where it promises nothing."""
         stated: Mapping[str, Any] = self.run.summary.get("privacy", {}).get("federated", {})
         return stated
+
+    @property
+    def realised(self) -> tuple[float, ...]:
+        """The noise multipliers that rounds were charged with, where they were known only afterwards."""
+        found = (row.get("noise_multiplier") for row in self.rows)
+        return tuple(noise for noise in found if isinstance(noise, float) and not math.isnan(noise))
 
     @property
     def rows(self) -> Sequence[Mapping[str, Any]]:

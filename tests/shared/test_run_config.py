@@ -8,6 +8,7 @@ import pytest
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.run_config import federation_config
+from ownlet.shared.settings import leaf_types
 
 
 def test_nothing_named_gives_the_defaults() -> None:
@@ -68,7 +69,4 @@ def test_the_settings_of_flwr_run_name_every_field() -> None:
     assert own <= set(flat)
     config = federation_config(flat, other_keys=frozenset(own))
     assert (config.seed, config.plan.clip_norm) == (None, math.inf)
-    dashed = {name.replace("_", "-") for name in FederationConfig.__dataclass_fields__} - {"plan", "windows"}
-    nested = {f"plan.{name.replace('_', '-')}" for name in Plan.__dataclass_fields__}
-    nested |= {f"windows.{name.replace('_', '-')}" for name in WindowConfig.__dataclass_fields__}
-    assert set(flat) == own | dashed | nested
+    assert set(flat) == own | {name.replace("_", "-") for name in leaf_types(FederationConfig)}

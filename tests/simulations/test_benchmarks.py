@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ownlet.simulations.benchmarks import users_per_second
+from ownlet.simulations.benchmarks import secure_sum, users_per_second
 from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
 from ownlet.simulations.benchmarks.growth import AXES, exponent
 from ownlet.simulations.benchmarks.matmul_limit import measure_limit
@@ -61,3 +61,13 @@ def test_the_file_has_the_promised_keys(tmp_path, monkeypatch):
     assert set(found) == {"users_per_second", "cohort_size", "matmul_fraction", "peak_rss_bytes"}
     assert found["users_per_second"] == dict.fromkeys(names, 2.0)
     assert found["cohort_size"] == 20
+
+
+def test_secure_aggregation_is_measured_on_right_sums_and_costs_bytes_per_neighbour():
+    open_round, secure, dropped = (
+        secure_sum.measure(5, 40, secure=on, dropped=lost) for on, lost in ((False, 0), (True, 0), (True, 1))
+    )
+    assert (open_round.neighbours, secure.neighbours) == (0, 4)
+    assert secure.up_bytes > 3 * 40 + 4 * (82 + 2 * 16 + 33) > open_round.up_bytes - 4 * 40
+    assert dropped.up_bytes < secure.up_bytes
+    assert secure.down_bytes > open_round.down_bytes + 5 * 32

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
+from ownlet.shared.secure_config import SecureConfig
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.run import simulate
 from ownlet.simulations.store import EventStore
@@ -66,6 +69,30 @@ def test_window_mode_noises_on_the_device_and_charges_each_device(tiny):
     moved = (result.vector - tiny.vector)[tiny.spec.trainable]
     assert moved.std() > 0  # nobody has an event, and every asked device still adds its noise
     assert 0 < result.rounds[0].epsilon <= result.rounds[-1].epsilon < 20
+
+
+def test_under_secure_aggregation_the_adapter_is_that_of_the_open_run_up_to_coding(tiny):
+    engine = CohortEngine(tiny.model, tiny.spec)
+    noiseless = config(rounds=2, noise_multiplier=0.0)
+    masked = replace(noiseless, secure=SecureConfig(enabled=True))
+    open_run, secure = (simulate(engine, histories(), tiny.vector, one, num_nodes=8) for one in (noiseless, masked))
+    assert np.abs(secure.vector - tiny.vector).max() > 1e-3
+    np.testing.assert_allclose(secure.vector, open_run.vector, atol=1e-5)
+    assert [record.num_admitted for record in secure.rounds] == [8, 8]
+
+
+@pytest.mark.slow
+def test_under_secure_aggregation_the_noised_adapter_is_the_open_one_on_average(tiny):
+    engine, rounds = CohortEngine(tiny.model, tiny.spec), range(25)
+    one = config(rounds=1, cohort_rate=1.0, noise_multiplier=1.0, clip_norm=0.05)
+    masked = replace(one, secure=SecureConfig(enabled=True))
+    clean = simulate(engine, histories(), tiny.vector, replace(one, noise_multiplier=0.0)).vector
+    for each, excess in ((one, 1.0), (masked, 8 / 7)):  # of 8 nodes 1 may drop out, and none did
+        runs = [simulate(engine, histories(), tiny.vector, replace(each, seed=s), num_nodes=8).vector for s in rounds]
+        noise = (np.array(runs, dtype=np.float64) - clean)[:, tiny.spec.trainable] * 40 / (0.05 * excess**0.5)
+        assert abs(noise.mean()) < 5 / noise.size**0.5
+        assert np.abs(noise.mean(axis=0)).max() < 6 / 5
+        assert noise.std() == pytest.approx(1.0, abs=5 / (2 * noise.size) ** 0.5)
 
 
 def test_the_run_stops_before_the_round_that_would_exceed_the_target(tiny):
