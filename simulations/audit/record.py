@@ -23,6 +23,7 @@ from ownlet.server.checkpoint import spent_event
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.privacy import event_to_json, window_level_event
+from ownlet.simulations.audit.accounts import rounds_check
 from ownlet.simulations.audit.promise import Promise
 from ownlet.simulations.audit.result import Check
 from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject
@@ -67,6 +68,7 @@ def _run_checks(subject: RunSubject, promises: tuple[Promise, ...]) -> tuple[Che
     if promises:
         promise = promises[0]
         checks.append(_agreement("epsilon-recomputed", promise.epsilon, stated.get("epsilon"), stated.get("dp_delta")))
+        checks.append(rounds_check(subject.rows, promise))
         checks.append(_within(promise))
     elif stated:
         checks.append(

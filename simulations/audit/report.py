@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ownlet.simulations.audit.accounts import accountant_checks
 from ownlet.simulations.audit.conditions import Field, not_protected, units_of
 from ownlet.simulations.audit.devices import DeviceBudgets, budgets_of
 from ownlet.simulations.audit.fields import fields_of, number
@@ -171,7 +172,7 @@ def assemble_record(
         clock: the time of the report.
     """
     promises = promises_of(subject)
-    checks = (*record_checks(subject, promises), *_asked(promises, subject, max_epsilon))
+    checks = (*record_checks(subject, promises), *accountant_checks(promises), *_asked(promises, subject, max_epsilon))
     made_with = _made_with(subject)
     units = tuple(promise.unit for promise in promises) or units_of(subject)
     return AuditReport(

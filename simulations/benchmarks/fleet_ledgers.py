@@ -31,7 +31,7 @@ FLEET_KEY = bytes(range(32))
 _BUDGET = Budget(epsilon=2.0, dp_delta=1e-6)
 _PLANS = tuple(
     Plan(steps=steps, sample_rate=rate, clip_norm=1.0, noise_multiplier=sigma)
-    for steps, rate, sigma in ((3, 0.1, 2.0), (1, 1.0, 8.0), (5, 0.2, 1.5))
+    for steps, rate, sigma in ((3, 0.1, 2.0), (1, 1.0, 8.0), (5, 0.1, 2.5))
 )
 
 

@@ -47,7 +47,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             if sizes is not None:
                 cohort = np.arange(sizes[number - 1])
             state = state.asked(cohort, number)
-            state = replace(state, version=number, results=(*state.results, record(number, len(cohort))))
+            spent = epsilon(spent_event(terms, number, state.participations), terms.dp_delta)
+            state = replace(state, version=number, results=(*state.results, record(number, len(cohort), spent)))
         save_checkpoint(folder.path / "federation.ckpt", terms, SPEC, state)
         save_adapter(folder.path / "adapter.safetensors", SPEC, state.vector, version=state.version)
         folder.write_metrics([vars(result) | {"rejected": ""} for result in state.results])
@@ -57,7 +58,6 @@ def make_run(tmp_path: Path) -> MakeRun:
             "data": {"name": "made", "users": NUM_USERS, "items": 10, "interactions": 1000},
         }
         if terms.unit != "none":
-            spent = epsilon(spent_event(terms, terms.rounds, state.participations), terms.dp_delta)
             stated = {"epsilon": spent, "dp_delta": terms.dp_delta, "unit": terms.unit}
             summary["privacy"] = {"federated": {**stated, "rounds": terms.rounds, "accountant": ACCOUNTANT}}
         folder.write_summary(summary)
@@ -66,8 +66,8 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
-def record(number: int, asked: int) -> RoundResult:
-    """Return a round in which everybody answered; its epsilon is not what the audit reads."""
+def record(number: int, asked: int, spent: float) -> RoundResult:
+    """Return a round in which everybody answered."""
     return RoundResult(
         round=number,
         version=number,
@@ -78,7 +78,7 @@ def record(number: int, asked: int) -> RoundResult:
         rejected=(),
         num_missing=0,
         clip_norm=0.3,
-        epsilon=0.0,
+        epsilon=spent,
         update_norm=0.1,
         seconds=0.1,
     )

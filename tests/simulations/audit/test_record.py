@@ -48,7 +48,7 @@ def test_a_summary_that_states_less_than_was_spent_is_found(make_run: MakeRun) -
 def test_settings_that_name_more_noise_than_the_rounds_had_are_found(make_run: MakeRun) -> None:
     folder = make_run(USER)
     change_json(folder / "config.json", '"noise_multiplier": 2.0', '"noise_multiplier": 3.0')
-    assert failed(folder) == {"epsilon-recomputed", "server-ran-the-terms", "server-charged"}
+    assert failed(folder) == {"epsilon-recomputed", "rounds-stated", "server-ran-the-terms", "server-charged"}
 
 
 def test_a_run_without_privacy_that_states_an_epsilon_is_found(make_run: MakeRun) -> None:
