@@ -13,6 +13,7 @@ al. 2019, https://arxiv.org/abs/1905.02383), otherwise from the mechanism's priv
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,11 +75,16 @@ def claimed_curve(claim: Claim) -> Curve:
     if claim.sample_rate == 1:
         shift = math.sqrt(claim.steps) / claim.noise_multiplier
         return lambda chance: float(stats.norm.cdf(stats.norm.ppf(chance) - shift))
-    width = 1e-3 if claim.noise_multiplier > 0.4 else 1e-2  # of the grid; pessimistic at any width
+    return _sampled_curve(claim.sample_rate, claim.noise_multiplier, claim.steps)
+
+
+@functools.lru_cache(maxsize=256)
+def _sampled_curve(sample_rate: float, noise_multiplier: float, steps: int) -> Curve:
+    width = 1e-3 if noise_multiplier > 0.4 else 1e-2  # of the grid; pessimistic at any width
     step = losses.from_gaussian_mechanism(
-        claim.noise_multiplier, value_discretization_interval=width, sampling_prob=claim.sample_rate
+        noise_multiplier, value_discretization_interval=width, sampling_prob=sample_rate
     )
-    total = step.self_compose(claim.steps)
+    total = step.self_compose(steps)
     epsilons = np.linspace(0.0, min(_LARGEST_EPSILON, float(total.get_epsilon_for_delta(_TAIL))), _POINTS)
     with np.errstate(over="ignore", invalid="ignore"):
         deltas = np.nan_to_num(np.asarray(total.get_delta_for_epsilon(epsilons.tolist())), nan=1.0)
