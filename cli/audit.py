@@ -20,8 +20,15 @@ __all__ = ["audit"]
 
 def audit(
     path: Annotated[
-        Path, typer.Argument(help="A run's folder, a device's state folder or ledger file, or a bundle's folder.")
-    ],
+        Path | None,
+        typer.Argument(help="A run's folder, a device's state folder or ledger file, or a bundle's folder."),
+    ] = None,
+    ledgers: Annotated[
+        Path | None, typer.Option(help="In place of PATH: a folder with the ledgers of a whole fleet.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="With --ledgers: a folder of keys, one file per device, named like it.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="The machine-readable report to write.")] = None,
     key_file: KeyFile = None,
@@ -44,25 +51,33 @@ def audit(
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
+    from ownlet.shared.errors import require
     from ownlet.shared.seal import read_key
+    from ownlet.simulations.audit.fleet import device_keys
     from ownlet.simulations.audit.output import check_outputs, write_report
-    from ownlet.simulations.audit.report import assemble
+    from ownlet.simulations.audit.report import assemble, assemble_fleet
 
     use_threads(threads)
     key = None if key_file is None else read_key(key_file)
+    require((path is None) != (ledgers is None), "one of PATH and --ledgers must be given", path=path, ledgers=ledgers)
+    require(keys is None or (ledgers is not None and key is None), "keys must go with --ledgers and no key file")
     check_outputs(out, json)
     console = Console(highlight=False)
     with progress_bars(console) as progress:
-        report = assemble(
-            path,
-            progress,
-            key=key,
-            base=base,
-            measuring=not record_only,
-            thorough=thorough,
-            seed=seed,
-            max_epsilon=max_epsilon,
-        )
+        if path is None:
+            each = key if keys is None else device_keys(keys)
+            report = assemble_fleet(ledgers or Path(), progress, keys=each, max_epsilon=max_epsilon)
+        else:
+            report = assemble(
+                path,
+                progress,
+                key=key,
+                base=base,
+                measuring=not record_only,
+                thorough=thorough,
+                seed=seed,
+                max_epsilon=max_epsilon,
+            )
     written = write_report(report, page=out, json_file=json)
     _print(console, report)
     for file in written:

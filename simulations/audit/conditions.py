@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ownlet.shared.config import FederationConfig
 from ownlet.simulations.audit.result import Check
-from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject
+from ownlet.simulations.audit.subject import BundleSubject, FleetSubject, LedgerSubject, RunSubject, Subject
 
 __all__ = [
     "Field",
@@ -77,7 +77,7 @@ def not_protected(subject: Subject, units: Sequence[str]) -> tuple[str, ...]:
             "A window is a slice of one user's history. A habit that shows in many windows of a user is not hidden as "
             "one window is: k windows together have a guarantee about k times weaker.",
         )
-    if isinstance(subject, LedgerSubject):
+    if isinstance(subject, LedgerSubject | FleetSubject):
         sentences.append(
             "A ledger that was cut back to an earlier, whole state together with its folder verifies. Only who "
             "remembers a later entry number and head can tell."
@@ -103,6 +103,8 @@ def terms_of(subject: Subject) -> FederationConfig | None:
 
 def units_of(subject: Subject) -> tuple[str, ...]:
     """Return the unit that the subject's terms protect, if they protect one."""
+    if isinstance(subject, FleetSubject):
+        return tuple(subject.summary.units)
     terms = terms_of(subject)
     return (terms.unit,) if terms is not None and terms.unit != "none" else ()
 
@@ -124,7 +126,7 @@ def trust(units: Sequence[str]) -> Field:
 def sampling_assumed(units: Sequence[str], terms: FederationConfig | None, subject: Subject) -> Field:
     """Say which sampling the accounting assumes."""
     title = "Sampling assumed"
-    if terms is None and isinstance(subject, LedgerSubject):
+    if terms is None and isinstance(subject, LedgerSubject | FleetSubject):
         return a_field(
             "sampling_assumed",
             title,

@@ -13,7 +13,8 @@ import numpy as np
 
 from ownlet.device.budget import epsilon_of, totals_of
 from ownlet.shared.privacy import event_to_json, window_level_event
-from ownlet.simulations.audit.subject import RunSubject, Subject
+from ownlet.simulations.audit.fleet_summary import FleetSummary
+from ownlet.simulations.audit.subject import FleetSubject, RunSubject, Subject
 
 __all__ = ["DeviceBudgets", "budgets_of"]
 
@@ -43,6 +44,8 @@ def budgets_of(subject: Subject) -> DeviceBudgets | None:
     Args:
         subject: what is audited.
     """
+    if isinstance(subject, FleetSubject):
+        return _of_fleet(subject.summary)
     if not isinstance(subject, RunSubject) or subject.checkpoint is None or subject.terms.unit != "window":
         return None
     terms = subject.terms
@@ -54,4 +57,19 @@ def budgets_of(subject: Subject) -> DeviceBudgets | None:
         limit=terms.target_epsilon,
         epsilons=tuple(epsilon_of(cost, terms.dp_delta) for cost in costs),
         devices=tuple(int(number) for number in devices),
+    )
+
+
+def _of_fleet(fleet: FleetSummary) -> DeviceBudgets | None:
+    """Return how the budget spreads over the devices of the unit that most of them spent."""
+    if not fleet.units:
+        return None
+    unit = max(fleet.units, key=lambda name: fleet.units[name].devices)
+    spent, budgets = fleet.units[unit].spent, {budget for _, budget, _ in fleet.units[unit].spent}
+    return DeviceBudgets(
+        unit="user" if unit == "user" else "window",
+        dp_delta=float(next(iter(fleet.budgets)).rpartition(" ")[2]),
+        limit=max(budgets),
+        epsilons=tuple(epsilon for epsilon, _, _ in spent),
+        devices=tuple(devices for _, _, devices in spent),
     )

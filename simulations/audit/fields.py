@@ -22,9 +22,10 @@ from ownlet.simulations.audit.conditions import (
     trust,
     units_of,
 )
+from ownlet.simulations.audit.fleet_record import fleet_spent
 from ownlet.simulations.audit.promise import Promise
 from ownlet.simulations.audit.result import AuditResult, Check
-from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, Subject
+from ownlet.simulations.audit.subject import BundleSubject, FleetSubject, LedgerSubject, Subject
 
 __all__ = ["FIELD_NAMES", "counted", "fields_of", "number"]
 
@@ -110,6 +111,8 @@ def _adjacency(units: Sequence[str]) -> Field:
 
 def _contribution_bound(subject: Subject, terms: FederationConfig | None) -> Field:
     title = "Contribution bound"
+    if isinstance(subject, FleetSubject):
+        return a_field("contribution_bound", title, "as each charge's plan says", "The plans are in the ledgers.")
     if terms is not None and terms.unit == "user":
         return a_field(
             "contribution_bound",
@@ -179,6 +182,9 @@ def _parameters(subject: Subject, terms: FederationConfig | None, promises: Sequ
         "q is the chance of a unit to be in a sum, C the contribution bound, sigma the noise's standard deviation "
         "divided by C. None of them depends on data."
     )
+    if isinstance(subject, FleetSubject):
+        told = f"{subject.summary.ledgers:,} ledgers; budgets: {'; '.join(subject.summary.budgets) or 'none'}"
+        return a_field("parameters", title, told, "The charges and their events are in the ledgers, line by line.")
     if terms is None:
         if not promises:
             return a_field("parameters", title, "none", "Nothing was charged.")
@@ -211,6 +217,13 @@ def _once(promises: Sequence[Promise]) -> Field:
 
 
 def _total(subject: Subject, promises: Sequence[Promise]) -> Field:
+    if isinstance(subject, FleetSubject):
+        return a_field(
+            "epsilon_total",
+            "Epsilon in total",
+            fleet_spent(subject.summary),
+            "Each device has an account of its own, at the delta of its budget. Units and devices are never added.",
+        )
     if not promises:
         spent = isinstance(subject, LedgerSubject)
         return a_field(

@@ -21,7 +21,7 @@ from ownlet.simulations.audit.engine_mechanism import claim_of_plan
 from ownlet.simulations.audit.measure import Audit
 from ownlet.simulations.audit.one_run import audit_one_run, audit_one_run_bundle
 from ownlet.simulations.audit.result import AuditResult, AuditSize
-from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject
+from ownlet.simulations.audit.subject import BundleSubject, FleetSubject, LedgerSubject, RunSubject, Subject
 from ownlet.simulations.audit.trainer import Trainer, trainer_of
 from ownlet.simulations.audit.user_level import audit_user_level
 from ownlet.simulations.progress import Progress
@@ -83,7 +83,7 @@ def audits_for(subject: Subject, effort: Effort, base: Path | None = None) -> Fi
             return _of_run(subject, effort, base)
         case BundleSubject():
             return _of_bundle(subject, effort)
-        case LedgerSubject():
+        case LedgerSubject() | FleetSubject():
             return Fitting(
                 skipped=(
                     "Nothing was measured: a ledger records what was charged, and what trained on the device is not in "

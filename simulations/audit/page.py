@@ -80,7 +80,7 @@ def _headlines(report: AuditReport) -> list[dict[str, str]]:
         limit = f", limit {promise.limit:g}" if math.isfinite(promise.limit) else ""
         found.append(
             {
-                "label": f"spent per {promise.unit}",
+                "label": f"spent per {promise.unit}" + (", unverified" if report.exit_code == 2 else ""),
                 "value": f"ε {number(promise.epsilon)}",
                 "note": f"at δ = {promise.dp_delta:g} after {counted(promise.charges, promise.charge)}{limit}",
             }

@@ -21,7 +21,7 @@ from ownlet.device.chain import canonical
 from ownlet.server.checkpoint import spent_event
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.privacy import event_to_json
-from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject
+from ownlet.simulations.audit.subject import BundleSubject, FleetSubject, LedgerSubject, RunSubject, Subject
 
 __all__ = ["Promise", "promises_of"]
 
@@ -73,6 +73,8 @@ def promises_of(subject: Subject) -> tuple[Promise, ...]:
             return () if terms is None else _of_terms(terms, terms.rounds, terms.turns or 1)
         case LedgerSubject():
             return _of_ledger(subject)
+        case FleetSubject():
+            return ()  # each device has its own
 
 
 def _most_participations(subject: RunSubject) -> int:

@@ -24,9 +24,10 @@ from ownlet.shared.config import Plan
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.privacy import event_to_json, window_level_event
 from ownlet.simulations.audit.accounts import rounds_check
+from ownlet.simulations.audit.fleet_record import fleet_checks
 from ownlet.simulations.audit.promise import Promise
 from ownlet.simulations.audit.result import Check
-from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject
+from ownlet.simulations.audit.subject import BundleSubject, FleetSubject, LedgerSubject, RunSubject, Subject
 
 __all__ = ["INTEGRITY", "record_checks"]
 
@@ -51,6 +52,8 @@ def record_checks(subject: Subject, promises: tuple[Promise, ...]) -> tuple[Chec
             return _ledger_checks(subject, promises)
         case BundleSubject():
             return _bundle_checks(subject)
+        case FleetSubject():
+            return fleet_checks(subject.summary)
 
 
 def _run_checks(subject: RunSubject, promises: tuple[Promise, ...]) -> tuple[Check, ...]:

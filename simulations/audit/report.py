@@ -20,16 +20,24 @@ from ownlet.simulations.audit.accounts import accountant_checks
 from ownlet.simulations.audit.conditions import Field, not_protected, units_of
 from ownlet.simulations.audit.devices import DeviceBudgets, budgets_of
 from ownlet.simulations.audit.fields import fields_of, number
+from ownlet.simulations.audit.fleet import audit_fleet
 from ownlet.simulations.audit.measure import Measured, run_audits
 from ownlet.simulations.audit.methods import Effort, audits_for
 from ownlet.simulations.audit.promise import Promise, promises_of
 from ownlet.simulations.audit.record import INTEGRITY, record_checks
 from ownlet.simulations.audit.result import AuditResult, Check
-from ownlet.simulations.audit.subject import BundleSubject, LedgerSubject, RunSubject, Subject, open_subject
+from ownlet.simulations.audit.subject import (
+    BundleSubject,
+    FleetSubject,
+    LedgerSubject,
+    RunSubject,
+    Subject,
+    open_subject,
+)
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import package_versions
 
-__all__ = ["AuditReport", "Kind", "Status", "assemble", "assemble_record"]
+__all__ = ["AuditReport", "Kind", "Status", "assemble", "assemble_fleet", "assemble_record"]
 
 Kind = Literal["run", "ledger", "bundle", "fleet"]
 Status = Literal["pass", "fail", "nothing-promised"]
@@ -156,6 +164,31 @@ def assemble(
     )
 
 
+def assemble_fleet(
+    folder: Path,
+    progress: Progress,
+    *,
+    keys: bytes | Mapping[str, bytes] | None = None,
+    max_epsilon: float | None = None,
+) -> AuditReport:
+    """Audit the ledgers of a fleet: verify each, and sum them up.
+
+    Args:
+        folder: with a folder per device that holds ``ledger.jsonl``, or a file ``<device>.jsonl`` per device.
+        progress: told of ledgers.
+        keys: of the app: one for all devices, or one per device.
+        max_epsilon: the most that any device may have spent; None does not ask.
+
+    Raises:
+        DataError: no ledger in the folder.
+    """
+    started = time.monotonic()
+    subject = FleetSubject(path=folder, summary=audit_fleet(folder, keys=keys, progress=progress))
+    report = assemble_record(subject, folder.resolve().name, max_epsilon=max_epsilon)
+    skipped = ("Nothing was measured: ledgers record what was charged, and what trained is not in them.",)
+    return replace(report, seconds=round(time.monotonic() - started, 1), skipped=skipped)
+
+
 def assemble_record(
     subject: Subject,
     name: str,
@@ -197,8 +230,11 @@ def _asked(promises: Sequence[Promise], subject: Subject, max_epsilon: float | N
     """Check what somebody demands of the promise, if somebody does."""
     if max_epsilon is None:
         return ()
-    charged = isinstance(subject, LedgerSubject) or bool(promises)
-    most = max((promise.epsilon for promise in promises), default=0.0 if charged else float("inf"))
+    charged = isinstance(subject, LedgerSubject | FleetSubject) or bool(promises)
+    spent = [promise.epsilon for promise in promises]
+    if isinstance(subject, FleetSubject):
+        spent = [unit.epsilon_quantiles[-1] for unit in subject.summary.units.values()]
+    most = max(spent, default=0.0 if charged else float("inf"))
     return (
         Check(
             name="demanded-epsilon",
@@ -220,6 +256,8 @@ def _kind(subject: Subject) -> Kind:
             return "bundle"
         case LedgerSubject():
             return "ledger"
+        case FleetSubject():
+            return "fleet"
 
 
 def _made_with(subject: Subject) -> dict[str, str]:
@@ -230,6 +268,8 @@ def _made_with(subject: Subject) -> dict[str, str]:
             return dict(subject.manifest.versions)
         case LedgerSubject():
             return dict(subject.entries[-1]["versions"]) if subject.entries else {}
+        case FleetSubject():
+            return {"ownlet": ", ".join(subject.summary.versions)}
 
 
 def _flat(versions: Mapping[str, Any]) -> dict[str, str]:

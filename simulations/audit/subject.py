@@ -25,9 +25,10 @@ from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ConfigError, DataError, PrivacyError
 from ownlet.shared.manifest import ADAPTER_FILE, MANIFEST_FILE, Manifest, read_manifest
 from ownlet.shared.seal import Keys
+from ownlet.simulations.audit.fleet_summary import FleetSummary
 from ownlet.simulations.compare import FinishedRun, load_run
 
-__all__ = ["BundleSubject", "Checkpoint", "LedgerSubject", "RunSubject", "Subject", "open_subject"]
+__all__ = ["BundleSubject", "Checkpoint", "FleetSubject", "LedgerSubject", "RunSubject", "Subject", "open_subject"]
 
 _CHECKPOINT_FILE = "federation.ckpt"
 
@@ -119,7 +120,15 @@ class BundleSubject:
     adapter: tuple[AdapterSpec, Vector, int]
 
 
-Subject = RunSubject | LedgerSubject | BundleSubject
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FleetSubject:
+    """The ledgers of many devices, verified and summed up."""
+
+    path: Path
+    summary: FleetSummary
+
+
+Subject = RunSubject | LedgerSubject | BundleSubject | FleetSubject
 
 
 def open_subject(path: Path, key: bytes | None = None) -> Subject:

@@ -102,3 +102,44 @@ def test_an_unlimited_budget_is_json_too(tmp_path: Path) -> None:
     Ledger(tmp_path / LEDGER_FILE, budget=Budget(epsilon=math.inf))
     assert run(tmp_path, "--json", tmp_path / "audit.json").exit_code == 0
     assert json.loads((tmp_path / "audit.json").read_text())["promises"] == []
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Path:
+    """Three devices with a ledger each, under one key: with 1, 2 and 3 charges."""
+    event = event_to_json(window_level_event(PLAN, 1))
+    for charges in (1, 2, 3):
+        folder = tmp_path / "fleet" / f"device-{charges}"
+        folder.mkdir(parents=True)
+        opened = Ledger(folder / LEDGER_FILE, budget=Budget(epsilon=4.0, dp_delta=1e-5), key=Keys.of(APP_KEY).ledger)
+        for number in range(charges):
+            plain = Charge(unit="window", event=event, base_hash="b" * 64, adapter_version=number, plan=PLAN)
+            opened.charge(plain)
+    (tmp_path / "key").write_bytes(APP_KEY)
+    return tmp_path / "fleet"
+
+
+def test_a_fleet_is_one_report(fleet: Path, tmp_path: Path) -> None:
+    page, plain = tmp_path / "audit.html", tmp_path / "audit.json"
+    result = run("--ledgers", fleet, "--key-file", tmp_path / "key", "--out", page, "--json", plain)
+    assert result.exit_code == 0, result.output
+    report = json.loads(plain.read_text())
+    assert report["subject"] == {"kind": "fleet", "name": "fleet"}
+    assert report["devices"]["devices"] == [1, 1, 1]
+    assert report["devices"]["epsilons"] == sorted(report["devices"]["epsilons"])
+    assert "All 3 ledgers verify." in page.read_text()
+
+
+def test_one_broken_ledger_of_a_fleet_is_named_and_exit_code_2(fleet: Path, tmp_path: Path) -> None:
+    broken = fleet / "device-2" / LEDGER_FILE
+    broken.write_bytes(broken.read_bytes().replace(b'"adapter":1', b'"adapter":7', 1))
+    result = run("--ledgers", fleet, "--key-file", tmp_path / "key")
+    assert result.exit_code == 2
+    assert "device-2 line 3" in result.stdout
+
+
+def test_a_path_or_a_fleet_is_needed_and_not_both(fleet: Path) -> None:
+    for arguments in ((), (fleet, "--ledgers", fleet)):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "one of PATH and --ledgers must be given" in result.stderr
