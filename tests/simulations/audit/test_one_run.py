@@ -101,7 +101,7 @@ def test_twenty_audits_of_a_correct_trainer_never_exceed_the_claim(tiny) -> None
 
 
 @pytest.mark.slow
-def test_half_of_the_noise_is_seen_by_a_thorough_audit_of_a_small_claim(tiny) -> None:
+def test_half_of_the_noise_raises_the_bound_on_average(tiny) -> None:
     class Halved(AesNoise):
         def gaussian(self, size, std):
             return super().gaussian(size, std / 2)
