@@ -26,8 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## run the whole flow on the built-in population and write report.html
 	$(BIN)/ownlet demo
 
-test: install  ## run the fast tests
-	$(BIN)/python -m pytest
+test: install  ## run the fast tests, a process per core
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 test-slow: install  ## run the slow tests
 	$(BIN)/python -m pytest -m slow

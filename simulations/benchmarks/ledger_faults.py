@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import random
+import select
 import signal
 import tempfile
 import time
@@ -50,6 +51,8 @@ def kill_trials(folder: Path, trials: int, seed: int = 0) -> dict[str, int]:
         path = folder / f"{trial // _TRIALS_PER_LEDGER}-{LEDGER_FILE}"
         Ledger(path, budget=Budget(epsilon=1e9), key=_KEY)
         child, pipe = start_child(functools.partial(_charge_for_ever, path, charge))
+        if chance.random() < 0.75:  # else it may be killed before it said anything
+            select.select([pipe], [], [], 60.0)
         time.sleep(chance.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
         told = end_child(child, pipe)

@@ -571,5 +571,5 @@ def test_no_charge_is_lost_by_kill_9_and_the_last_of_a_budget_is_given_once(kill
     trials = ["--kills", str(kills), "--races", str(races)]
     counts = last_json(run_command([sys.executable, "-m", "ownlet.simulations.benchmarks.ledger_faults", *trials]))
     assert (counts["kill"]["trials"], counts["kill"]["losses"]) == (kills, 0)
-    assert counts["kill"]["returned"] > kills
+    assert counts["kill"]["returned"] > kills / 2
     assert counts["race"] == {"trials": races, "losses": 0}

@@ -552,7 +552,7 @@ def test_kill_9_before_any_call_leaves_the_store_whole(folder: Path, tmp_path: P
 
 
 RANDOM_KILLER = """
-import os, random, signal, sys, time, pathlib
+import os, random, select, signal, sys, time, pathlib
 from ownlet.shared.store import VersionStore
 
 folder, trials, keep = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -576,6 +576,8 @@ for trial in range(trials):
         os.close(reading)
         publish_forever(writing)
     os.close(writing)
+    if instants.random() < 0.75:  # else it may be killed before it published anything
+        select.select([reading], [], [], 60)
     time.sleep(instants.uniform(0, 0.03))
     os.kill(child, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
