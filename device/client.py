@@ -178,7 +178,9 @@ def _finite_or_zero(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(finite, deltas, np.float32(0))
 
 
-def make_client_app(load_shard: Callable[[Context], Shard], *, on_users: OnUsers | None = None) -> ClientApp:
+def make_client_app(
+    load_shard: Callable[[Context], Shard], *, simulated: bool = False, on_users: OnUsers | None = None
+) -> ClientApp:
     """Return the Flower app of a node.
 
     It answers ``train`` with the sum of its users' deltas, the five messages of a secure sum with that sum masked, and
@@ -187,13 +189,21 @@ def make_client_app(load_shard: Callable[[Context], Shard], *, on_users: OnUsers
 
     Args:
         load_shard: gives the node's users and engine; called for every message, so it should cache.
+        simulated: the users are simulated, so the server may choose the seed of their masks and noise. A node of real
+            users refuses one: who knows the seed can take the noise away again.
         on_users: for progress where the app runs in the watcher's process; see ``answer``.
     """
     app = ClientApp()
 
+    def asked(message: Message, shard: Shard) -> TrainRequest:
+        request = request_from_records(message.content, shard.engine.spec.size)
+        if request.seed is not None and not simulated:
+            raise FederationError(f"seed must not come from the server of real users, got one in round {request.round}")
+        return request
+
     def coded(message: Message, context: Context, purpose: Purpose) -> NDArray[np.int64]:
         shard = load_shard(context)
-        request = request_from_records(message.content, shard.engine.spec.size)
+        request = asked(message, shard)
         seeded = (request.seed, "secure", request.round, place_of(context).partition)
         source = AesNoise() if request.seed is None else AesNoise.seeded(*seeded)
         return coded_sum(request, shard, purpose, source, on_users=on_users)
@@ -203,7 +213,7 @@ def make_client_app(load_shard: Callable[[Context], Shard], *, on_users: OnUsers
     @app.train()
     def train(message: Message, context: Context) -> Message:
         shard = load_shard(context)
-        request = request_from_records(message.content, shard.engine.spec.size)
+        request = asked(message, shard)
         return Message(reply_to_records(answer(request, shard, on_users=on_users)), reply_to=message)
 
     @app.query(PLACE_ACTION)

@@ -282,7 +282,7 @@ def load_client_app(config: FederatedRunConfig) -> ClientApp:
     fleet, model, spec = load_parts(config)
     engine = make_engine(config, model, spec, initial_adapter(spec, 0), Path())
     shard = StoreShard(engine, fleet.store, config.federation.windows, held_out=fleet.held_out)
-    return make_client_app(lambda context: shard)
+    return make_client_app(lambda context: shard, simulated=True)
 
 
 def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, vector: Vector, folder: Path) -> Engine:

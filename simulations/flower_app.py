@@ -159,4 +159,4 @@ def _base(data: AppData) -> tuple[SASRec, AdapterSpec]:
 
 
 server_app = make_server_app(_load_setup)
-client_app = make_client_app(_load_shard)
+client_app = make_client_app(_load_shard, simulated=True)

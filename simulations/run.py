@@ -63,7 +63,7 @@ def simulate(
     """
     if grid is None:
         shard = StoreShard(engine, store, config.windows, held_out=held_out)
-        grid = InProcessGrid(make_client_app(lambda context: shard, on_users=on_users), num_nodes)
+        grid = InProcessGrid(make_client_app(lambda context: shard, simulated=True, on_users=on_users), num_nodes)
     found: list[FederationResult] = []
 
     def load_setup(context: Context) -> ServerSetup:

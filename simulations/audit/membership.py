@@ -119,7 +119,7 @@ def audit_membership(
     start = initial_adapter(spec, seed) if start is None else start
     claim = claim_of_federation(config)
     shard = _Chosen(engine, store, config.windows, held_out, users[members])
-    grid = InProcessGrid(make_client_app(lambda context: shard), 1)
+    grid = InProcessGrid(make_client_app(lambda context: shard, simulated=True), 1)
     with (progress or Silent()).stage(f"{name}: rounds without half of the users", config.rounds) as step:
         result = simulate(
             engine,

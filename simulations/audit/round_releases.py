@@ -84,7 +84,7 @@ def released_rounds(
         start,
         config,
         num_users=num_users,
-        grid=InProcessGrid(make_client_app(lambda context: shard), 1),
+        grid=InProcessGrid(make_client_app(lambda context: shard, simulated=True), 1),
         on_round=on_round,
     )
     trained = np.stack(path)[:, shard.engine.spec.trainable].astype(np.float64)  # (rounds + 1, num_trainable)

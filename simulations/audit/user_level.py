@@ -207,7 +207,7 @@ class UserLevelMechanism:
             users=tuple(cohort.tolist()),
             seed=_SEED,  # of negatives; nothing else is random on a node at user level
         )
-        grid = InProcessGrid(make_client_app(lambda context: shard), 1)
+        grid = InProcessGrid(make_client_app(lambda context: shard, simulated=True), 1)
         (node,) = grid.get_node_ids()
         asked = Message(request_to_records(request), node, "train", group_id=str(number))
         expected = Expected(

@@ -157,7 +157,7 @@ def _load_client_app(workload: Workload, store: Path, dtype: str) -> ClientApp:
     model, spec, _ = workload.base()
     engine = CohortEngine(model, spec, threads=1, dtype=_DTYPES[dtype])
     shard = StoreShard(engine, EventStore.open(store), workload.windows)
-    return make_client_app(lambda context: shard)
+    return make_client_app(lambda context: shard, simulated=True)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class _MeasuredGrid(InProcessGrid):
     """Counts bytes and the clients' time; lets some nodes fail when they are to send their vector."""
 
     def __init__(self, host: _Host, num_nodes: int, dropped: int) -> None:
-        super().__init__(make_client_app(lambda context: host), num_nodes)
+        super().__init__(make_client_app(lambda context: host, simulated=True), num_nodes)
         self.up_bytes, self.down_bytes, self.client_seconds, self._dropped = 0, 0, 0.0, dropped
 
     def push_messages(self, messages: Any) -> list[str]:

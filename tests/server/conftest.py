@@ -74,9 +74,9 @@ class World:
     spec: AdapterSpec = SPEC
     start: Vector = field(default_factory=START.copy)
 
-    def grid(self, num_nodes: int = 1, shard: TinyShard | None = None) -> TamperingGrid:
+    def grid(self, num_nodes: int = 1, shard: TinyShard | None = None, simulated: bool = True) -> TamperingGrid:
         tiny = shard or TinyShard()
-        return TamperingGrid(make_client_app(lambda context: tiny), num_nodes)
+        return TamperingGrid(make_client_app(lambda context: tiny, simulated=simulated), num_nodes)
 
     def run(
         self, config: FederationConfig, num_nodes: int = 1, grid: InProcessGrid | None = None, **options: Any

@@ -193,3 +193,11 @@ def test_without_a_seed_devices_are_not_sent_one(world: Any, monkeypatch: pytest
     world.run(replace(PRIVATE, seed=None, cohort_rate=1.0, rounds=1), grid=grid)
     assert "seed" not in sent[-1].content["request"]
     assert sent[-1].content["request"]["users"] == list(range(20))
+
+
+def test_a_node_of_real_users_refuses_a_seed_that_the_server_chose(world, noiseless) -> None:
+    real = world.grid(simulated=False)
+    seeded = world.run(noiseless, grid=real).rounds[0]
+    assert seeded.void
+    assert seeded.num_admitted == 0
+    assert not world.run(replace(noiseless, seed=None), grid=real).rounds[0].void

@@ -47,7 +47,7 @@ def _federate(shard: StoreShard, config: FederationConfig, num_nodes: int) -> Fe
             on_result=results.append,
         )
 
-    run_apps(make_server_app(setup), InProcessGrid(make_client_app(lambda context: shard), num_nodes))
+    run_apps(make_server_app(setup), InProcessGrid(make_client_app(lambda context: shard, simulated=True), num_nodes))
     return results[0]
 
 
@@ -90,7 +90,9 @@ def test_a_base_that_differs_on_the_nodes_never_enters(shard: StoreShard) -> Non
         num_users=NUM_USERS,
         on_result=results.append,
     )
-    run_apps(make_server_app(lambda context: setup), InProcessGrid(make_client_app(lambda context: stale), 2))
+    run_apps(
+        make_server_app(lambda context: setup), InProcessGrid(make_client_app(lambda context: stale, simulated=True), 2)
+    )
     assert results[0].rounds[0].void
     np.testing.assert_array_equal(results[0].vector, setup.vector)
 

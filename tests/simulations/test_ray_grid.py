@@ -54,7 +54,7 @@ def shard():
 
 
 def load_app() -> ClientApp:
-    return make_client_app(lambda context: shard())
+    return make_client_app(lambda context: shard(), simulated=True)
 
 
 def load_suicidal_app() -> ClientApp:
