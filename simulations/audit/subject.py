@@ -82,7 +82,9 @@ class RunSubject:
 
     @property
     def realised(self) -> tuple[float, ...]:
-        """The noise multipliers that rounds were charged with, where they were known only afterwards."""
+        """The noise multipliers that rounds were charged with, where secure aggregation tells them only afterwards."""
+        if not self.terms.secure.enabled:
+            return ()
         found = (row.get("noise_multiplier") for row in self.rows)
         return tuple(noise for noise in found if isinstance(noise, float) and not math.isnan(noise))
 

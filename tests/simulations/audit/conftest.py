@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,13 @@ MakeRun = Callable[..., Path]
 def make_run(tmp_path: Path) -> MakeRun:
     """Return a function that writes a finished run under these terms and returns its folder."""
 
-    def make(terms: FederationConfig, *, name: str = "run", sizes: list[int] | None = None) -> Path:
+    def make(
+        terms: FederationConfig,
+        *,
+        name: str = "run",
+        sizes: list[int] | None = None,
+        realised: Sequence[float] = (),
+    ) -> Path:
         folder = RunFolder.create(
             tmp_path, "simulate", FederatedRunConfig(base=Path("base.pt"), federation=terms), terms.seed, name=name
         )
@@ -47,8 +53,13 @@ def make_run(tmp_path: Path) -> MakeRun:
             if sizes is not None:
                 cohort = np.arange(sizes[number - 1])
             state = state.asked(cohort, number)
-            spent = epsilon(spent_event(terms, number, state.participations), terms.dp_delta)
-            state = replace(state, version=number, results=(*state.results, record(number, len(cohort), spent)))
+            spent = epsilon(
+                spent_event(terms, number, state.participations, realised=realised[:number]), terms.dp_delta
+            )
+            result = record(number, len(cohort), spent)
+            if realised:
+                result = replace(result, noise_multiplier=realised[number - 1])
+            state = replace(state, version=number, results=(*state.results, result))
         save_checkpoint(folder.path / "federation.ckpt", terms, SPEC, state)
         save_adapter(folder.path / "adapter.safetensors", SPEC, state.vector, version=state.version)
         folder.write_metrics([vars(result) | {"rejected": ""} for result in state.results])

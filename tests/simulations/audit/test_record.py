@@ -8,6 +8,7 @@ import pytest
 from ownlet.device.ledger import LEDGER_FILE, Charge, Ledger
 from ownlet.shared.adapter import initial_adapter, save_adapter
 from ownlet.shared.privacy import event_to_json, window_level_event
+from ownlet.shared.secure_config import SecureConfig
 from ownlet.simulations.audit.promise import promises_of
 from ownlet.simulations.audit.record import record_checks
 from ownlet.simulations.audit.result import Check
@@ -30,6 +31,15 @@ def test_a_run_as_it_was_passes_every_check(make_run: MakeRun, terms: object) ->
     folder = make_run(terms)
     assert failed(folder) == set()
     assert {"rounds-recorded", "server-charged", "server-ran-the-terms"} <= set(checks_of(folder))
+
+
+def test_noise_that_was_realised_counts_and_not_the_planned_one(make_run: MakeRun) -> None:
+    terms = replace(USER, secure=SecureConfig(enabled=True))
+    folder = make_run(terms, realised=[2.5, 2.5, 2.0, 2.5, 3.0, 2.5])
+    assert failed(folder) == set()
+    assert promises_of(open_subject(folder))[0].epsilon < promises_of(open_subject(make_run(USER, name="b")))[0].epsilon
+    without = make_run(USER, name="c", realised=[2.5] * 6)  # nobody but nodes could have added more than the terms say
+    assert failed(without) == {"epsilon-recomputed", "server-charged"}
 
 
 def change_json(path: Path, old: str, new: str) -> None:
