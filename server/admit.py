@@ -7,7 +7,7 @@ bound is its own users' loss.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,10 @@ from ownlet.shared.adapter import Vector
 from ownlet.shared.errors import FederationError, ReplyRejectedError
 from ownlet.shared.wire import decode_vector
 
-__all__ = ["Expected", "admit", "admit_all"]
+__all__ = ["LARGEST_NORM", "Expected", "admit"]
+
+LARGEST_NORM = 2.0**10
+"""Of a user's delta where nothing else bounds it: no adapter in use comes near that."""
 
 _TOLERANCE = 1e-4  # rounding of float32 sums
 _REPLY_TYPES = {"round": int, "version": int, "base-hash": str, "num-users": int}
@@ -32,7 +35,7 @@ class Expected:
         version: of the global adapter that was sent.
         base_hash: of the base.
         num_trainable: the length of a delta.
-        clip_norm: C; infinity means no bound.
+        clip_norm: C; infinity means none but ``LARGEST_NORM``.
         users_by_node: node id -> how many users it was asked to train.
         counts: whether a number of users within the clip norm follows the delta.
     """
@@ -44,26 +47,6 @@ class Expected:
     clip_norm: float
     users_by_node: Mapping[int, int]
     counts: bool = False
-
-
-def admit_all(replies: Iterable[Message], expected: Expected) -> tuple[dict[int, Vector], list[str]]:
-    """Check every reply on its own.
-
-    Args:
-        replies: in any order.
-        expected: what they must be like.
-
-    Returns:
-        node id -> admitted sum as ``admit`` returns it, and the reason for each reply that was not admitted.
-    """
-    admitted: dict[int, Vector] = {}
-    rejected: list[str] = []
-    for reply in replies:
-        try:
-            admitted[reply.metadata.src_node_id] = admit(reply, expected, admitted)
-        except ReplyRejectedError as error:
-            rejected.append(str(error))
-    return admitted, rejected
 
 
 def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> Vector:
@@ -103,7 +86,7 @@ def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> 
     if not np.isfinite(total).all():
         raise reject("admit", "the sum must be finite")
     users = expected.users_by_node[node]
-    bound = users * expected.clip_norm
+    bound = users * min(expected.clip_norm, LARGEST_NORM)
     if float(np.linalg.norm(total[: expected.num_trainable].astype(np.float64))) > bound * (1 + _TOLERANCE):
         raise reject("admit", f"the norm of the sum must be at most users * clip_norm, {bound:g}")
     if expected.counts and abs(float(total[-1])) > users / 2:

@@ -1,4 +1,4 @@
-"""From admitted sums to the average delta that a round releases: sum, noise, fixed denominator.
+"""From the sum of a round to the average delta that it releases: noise, fixed denominator.
 
 The denominator is ``expected_share * num_users``, the expected size of a cohort and a public number. Dividing by the
 number that answered would make the step depend on who took part, which the noise does not cover (McMahan et al. 2018,
@@ -8,25 +8,14 @@ business of ``server/optimizer.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.noise import NoiseSource
 
-__all__ = ["average_of", "noised_average", "sum_of"]
-
-
-def sum_of(admitted: Mapping[int, Vector], num_trainable: int) -> NDArray[np.float64]:
-    """Add up the sums of all nodes in float64, in the order of node ids; zeros if there is none."""
-    total = np.zeros(num_trainable, dtype=np.float64)
-    for node in sorted(admitted):
-        total += admitted[node]
-    return total
+__all__ = ["average_of", "noised_average"]
 
 
 def noised_average(

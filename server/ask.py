@@ -13,10 +13,13 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from ownlet.server.admit import Expected, admit_all
-from ownlet.server.aggregate import sum_of
+from ownlet.server.admit import Expected
 from ownlet.server.checkpoint import ServerState
+from ownlet.server.collect import collect
+from ownlet.server.combine import Combiner
 from ownlet.server.nodes import Nodes, split_cohort
+from ownlet.server.replies import replies_to
+from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
@@ -56,6 +59,7 @@ def ask(
     state: ServerState,
     cohort: NDArray[np.int64],
     number: int,
+    num_users: int,
 ) -> Answers:
     """Ask the nodes to train the users of a cohort.
 
@@ -66,24 +70,28 @@ def ask(
         state: with the adapter and the clip norm of this round.
         cohort: the users, in order.
         number: of the round, from 1.
+        num_users: N, the public size of the population.
 
     Raises:
         FederationError: no node connects in time.
     """
-    if len(cohort) == 0:  # under secure aggregation there is nobody who would add noise to nothing
-        nothing = None if config.secure.enabled else np.zeros(spec.num_trainable + config.counts)
+    if len(cohort) == 0 and config.secure.enabled:  # there is nobody who would add noise to nothing
+        return Answers(asked={}, total=None, num_admitted=0, rejected=(), num_missing=0)
+    clip_norm = config.delta_bound(spec.num_trainable, state.clip_norm)
+    if len(cohort) == 0 and config.robust.name != "norm-bound":
+        nothing = np.zeros(spec.num_trainable + config.counts)
         return Answers(asked={}, total=nothing, num_admitted=0, rejected=(), num_missing=0)
     node_of, num_partitions = nodes.connected()
     asked = split_cohort(cohort, num_partitions)
     requests = {
-        partition: TrainRequest(
+        node_of[partition]: TrainRequest(
             vector=state.vector,
             round=number,
             version=state.version,
             base_hash=spec.base_hash,
             plan=config.plan,
             unit=config.unit,
-            clip_norm=config.delta_bound(spec.num_trainable, state.clip_norm),
+            clip_norm=clip_norm,
             users=users,
             seed=config.seed,
             counts=config.counts,
@@ -92,9 +100,20 @@ def ask(
         if partition in node_of
     }
     if config.secure.enabled:
-        answers = _ask_for_sum(nodes, config, spec, asked, {node_of[at]: requests[at] for at in requests})
+        answers = _ask_for_sum(nodes, config, spec, asked, requests)
     else:
-        answers = _ask_each(nodes, config, spec, asked, requests, node_of)
+        combiner = make_combiner(
+            config,
+            state.optimizer,
+            size=spec.num_trainable + config.counts,
+            bound=clip_norm,
+            num_users=num_users,
+            num_asked=len(cohort),
+            num_partitions=num_partitions,
+        )
+        if len(cohort) == 0:  # what nobody's zeros come to
+            return Answers(asked={}, total=combiner.result(), num_admitted=0, rejected=(), num_missing=0)
+        answers = _ask_each(nodes, config, asked, requests, combiner)
     for reason in answers.rejected:
         _log.warning("rejected: %s", reason)
     return answers
@@ -103,38 +122,34 @@ def ask(
 def _ask_each(
     nodes: Nodes,
     config: FederationConfig,
-    spec: AdapterSpec,
     asked: Mapping[int, tuple[int, ...]],
     requests: Mapping[int, TrainRequest],
-    node_of: Mapping[int, int],
+    combiner: Combiner,
 ) -> Answers:
-    """Ask every node for its sum, and see it."""
+    """Ask every node for its sum, see it, combine it and forget it."""
     if not requests:
         return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
     ttl, first = config.reply_timeout_seconds, next(iter(requests.values()))
-    messages = [
-        Message(request_to_records(request), node_of[at], "train", group_id=str(request.round), ttl=ttl)
-        for at, request in requests.items()
-    ]
-    replies = list(nodes.grid.send_and_receive(messages, timeout=ttl))
+    messages = (
+        Message(request_to_records(request), node, "train", group_id=str(request.round), ttl=ttl)
+        for node, request in requests.items()
+    )
     expected = Expected(
         round=first.round,
         version=first.version,
         base_hash=first.base_hash,
-        num_trainable=spec.num_trainable,
+        num_trainable=len(combiner.result()) - config.counts,
         clip_norm=first.clip_norm,
-        users_by_node={node_of[at]: len(request.users) for at, request in requests.items()},
+        users_by_node={node: len(request.users) for node, request in requests.items()},
         counts=config.counts,
     )
-    admitted, rejected = admit_all(replies, expected)
-    by_partition = {at: admitted[node_of[at]] for at in requests if node_of[at] in admitted}
-    heard = {reply.metadata.src_node_id for reply in replies} & set(expected.users_by_node)
+    found = collect(replies_to(nodes.grid, messages, ttl), expected, combiner)
     return Answers(
         asked=asked,
-        total=sum_of(by_partition, spec.num_trainable + config.counts),
-        num_admitted=len(admitted),
-        rejected=tuple(rejected),
-        num_missing=len(asked) - len(heard),
+        total=found.total,
+        num_admitted=len(found.admitted),
+        rejected=found.rejected,
+        num_missing=len(asked) - len(found.heard),
     )
 
 

@@ -116,7 +116,7 @@ def run_rounds(
             stopped = f"round {number} would spend epsilon {spent:.3f}, more than the target {config.target_epsilon:g}"
             _log.warning("stopped: %s", stopped)
             break
-        answers = ask(nodes, config, spec, charged, cohort, number)
+        answers = ask(nodes, config, spec, charged, cohort, number, num_users)
         state = _close_round(config, spec, charged, answers, num_users, number, spent, started)
         if config.secure.enabled:
             state = charge_realised(config, state, answers.noise_multiplier)

@@ -16,7 +16,7 @@ from ownlet.shared.errors import require
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
 from ownlet.shared.secure_config import SecureConfig
-from ownlet.shared.server_config import AdaptiveClip, NoisePlan, ServerOptimizer
+from ownlet.shared.server_config import AdaptiveClip, NoisePlan, Robust, ServerOptimizer
 
 __all__ = [
     "PERSONAL_PLAN",
@@ -209,6 +209,7 @@ class FederationConfig:
         noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
         noise_plan: how the server's noise of one round goes with that of the others. With ``blt`` the noise multiplier
             is that of the whole run: all its rounds together are one Gaussian mechanism.
+        robust: what limits the harm that single nodes can do.
         server_learning_rate: step of the server's optimiser on the average delta.
         server_optimizer: what the server makes of the average delta; momentum by default.
         server_momentum: momentum (beta1) of the server's optimiser.
@@ -238,6 +239,7 @@ class FederationConfig:
     adaptive_clip: AdaptiveClip = field(default_factory=AdaptiveClip)
     noise_multiplier: float = 1.0
     noise_plan: NoisePlan = field(default_factory=NoisePlan)
+    robust: Robust = field(default_factory=Robust)
     server_learning_rate: float = 1.0
     server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     server_momentum: float = 0.9
@@ -279,6 +281,7 @@ class FederationConfig:
             quantile=self.adaptive_clip.quantile,
         )
         self._check_noise_plan()
+        self._check_robust()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -335,6 +338,25 @@ class FederationConfig:
             min_separation=self.noise_plan.min_separation,
         )
 
+    def _check_robust(self) -> None:
+        name = self.robust.name
+        require(
+            name not in ("median", "trimmed-mean") or self.unit != "user" or self.noise_multiplier == 0,
+            "robust must not be median or trimmed-mean under unit user with noise: one user can move them by more than "
+            "the clip norm, so that noise would not cover it; norm-bound goes with it",
+            robust=name,
+        )
+        require(
+            name == "none" or self.adaptive_clip.quantile == 0,
+            "quantile of adaptive_clip must be 0 where replies are not simply added up",
+            robust=name,
+        )
+        require(
+            name == "none" or not self.secure.enabled,
+            "robust must be none under secure aggregation, where nobody sees a single reply",
+            robust=name,
+        )
+
     @property
     def correlated(self) -> bool:
         """Whether the noise of one round depends on that of others."""
@@ -383,6 +405,7 @@ class FederationConfig:
             "adaptive_clip": AdaptiveClip(**raw.get("adaptive_clip", {})),  # older files have none
             "noise_plan": NoisePlan(**raw.get("noise_plan", {})),
             "secure": SecureConfig(**raw.get("secure", {})),
+            "robust": Robust(**raw.get("robust", {})),
             "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
         }
         return cls(**{**_numbers(raw), **inner})

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 
 from ownlet.shared.errors import require
 
-__all__ = ["AdaptiveClip", "NoisePlan", "OptimizerName", "ServerOptimizer"]
+__all__ = ["AdaptiveClip", "NoisePlan", "OptimizerName", "Robust", "RobustName", "ServerOptimizer"]
 
+RobustName = Literal["none", "median", "trimmed-mean", "norm-bound"]
 OptimizerName = Literal["fedavgm", "fedadam", "fedyogi"]
 
 
@@ -79,3 +80,26 @@ class NoisePlan:
         require(self.name in ("independent", "blt"), "name must be independent or blt", name=self.name)
         require(1 <= self.buffers <= 4, "buffers must be in 1..4", buffers=self.buffers)
         require(self.min_separation >= 1, "min_separation must be at least 1", min_separation=self.min_separation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust:
+    """What limits the harm that single nodes can do (``server/robust.py``).
+
+    Args:
+        name: ``none``: a plain sum of admitted replies. ``median``, ``trimmed-mean``: number by number over nodes; the
+            server holds every reply of a round. ``norm-bound``: each reply is drawn towards where the rounds have been
+            going until it is within ``radius``; nothing is held, and user-level privacy stays what it was.
+        trim: of ``trimmed-mean``: the share of nodes that is cut off at each end.
+        radius: of ``norm-bound``, in units of what a node's expected users may add up to, each with the clip norm.
+    """
+
+    name: RobustName = "none"
+    trim: float = 0.3
+    radius: float = 0.3
+
+    def __post_init__(self) -> None:
+        names = get_args(RobustName)
+        require(self.name in names, f"name must be one of {', '.join(names)}", name=self.name)
+        require(0 <= self.trim < 0.5, "trim must be in [0, 0.5)", trim=self.trim)
+        require(0 < self.radius < math.inf, "radius must be positive", radius=self.radius)

@@ -180,7 +180,7 @@ class LocalGrid(Grid):
 
 
 class InProcessGrid(LocalGrid):
-    """Nodes in this process; each answers before the next is called."""
+    """Nodes in this process; each answers when its reply is asked for, and before the next is called."""
 
     def __init__(
         self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, UserConfigValue] | None = None
@@ -195,13 +195,16 @@ class InProcessGrid(LocalGrid):
         super().__init__(num_nodes)
         self._client_app = client_app
         self._contexts = [node_context(partition, num_nodes, run_config) for partition in range(num_nodes)]
-        self._answers: dict[str, Answer] = {}
+        self._waiting: dict[str, tuple[int, Call]] = {}
 
     def _send(self, partition: int, call: Call) -> None:
-        self._answers[call.message_id] = answer_call(self._client_app, self._contexts[partition], call)
+        self._waiting[call.message_id] = (partition, call)
 
     def _collect(self, message_ids: list[str], wait_seconds: float | None) -> dict[str, Answer]:
-        return {at: self._answers.pop(at) for at in message_ids}
+        return {at: self._answer(*self._waiting.pop(at)) for at in message_ids}
+
+    def _answer(self, partition: int, call: Call) -> Answer:
+        return answer_call(self._client_app, self._contexts[partition], call)
 
 
 def run_apps(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 The unit is one user, under add-or-remove neighbours and Poisson sampling of cohorts; a user who is not there has an
 empty history, and the population's size N is public. The functions are those of a deployment (``draw_cohort``, a
-node's app, ``admit_all``, ``noised_average``), called in the order of ``run_rounds``, with a source that the audit can
+node's app, ``collect``, ``noised_average``), called in the order of ``run_rounds``, with a source that the audit can
 watch in place of the operating system's. That this order is the deployed one is a check of its own: whole rounds of
 ``simulate``, messages and all, must end with the very same adapter.
 """
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from ownlet.device.client import make_client_app
 from ownlet.device.train import Engine, clipped_deltas
-from ownlet.server.admit import Expected, admit_all
-from ownlet.server.aggregate import noised_average, sum_of
+from ownlet.server.admit import Expected
+from ownlet.server.aggregate import noised_average
 from ownlet.server.cohorts import draw_cohort
+from ownlet.server.collect import collect
+from ownlet.server.combine import ExactSum
 from ownlet.shared.adapter import Vector, initial_adapter
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import PrivacyError, require
@@ -158,8 +160,7 @@ class UserLevelMechanism:
         if batch == "drawn":
             cohort = draw_cohort(self._config, users, 1)
         shard = self._shard(present)
-        admitted = self._admitted(shard, cohort)
-        average = noised_average(sum_of(admitted, self._engine.spec.num_trainable), self._config, users, source)
+        average = noised_average(self._total(shard, cohort), self._config, users, source)
         return self._whole(average * self._config.expected_share * users)
 
     def training(self, source: NoiseSource) -> NDArray[np.float64]:
@@ -175,9 +176,8 @@ class UserLevelMechanism:
         got = simulate(self._engine, store, self._start, config).vector
         vector = self._start.astype(np.float64)
         for number in range(1, _ROUNDS + 1):
-            admitted = self._admitted(shard, draw_cohort(config, self.num_units, number), number, vector)
+            total = self._total(shard, draw_cohort(config, self.num_units, number), number, vector)
             noise = AesNoise.seeded(config.seed, "server", number)
-            total = sum_of(admitted, spec.num_trainable)
             vector[spec.trainable] += config.server_learning_rate * noised_average(total, config, self.num_units, noise)
         gap = float(np.abs(got - vector).max())
         moved = float(np.abs(got - self._start).max())
@@ -189,12 +189,12 @@ class UserLevelMechanism:
             claimed=0.0,
         )
 
-    def _admitted(
+    def _total(
         self, shard: StoreShard, cohort: NDArray[np.int64], number: int = 1, vector: NDArray[np.float64] | None = None
-    ) -> dict[int, Vector]:
-        """Ask a node for the cohort's sum and admit it, as a round does."""
+    ) -> NDArray[np.float64]:
+        """Ask a node for the cohort's sum, admit it and add it up, as a round does."""
         if len(cohort) == 0:
-            return {}
+            return np.zeros(self._engine.spec.num_trainable)
         spec, clip_norm = self._engine.spec, self._config.delta_bound(self._engine.spec.num_trainable)
         request = TrainRequest(
             vector=self._start if vector is None else vector.astype(np.float32),
@@ -218,10 +218,11 @@ class UserLevelMechanism:
             clip_norm=clip_norm,
             users_by_node={node: len(cohort)},
         )
-        admitted, rejected = admit_all(grid.send_and_receive([asked]), expected)
-        if rejected:
-            raise PrivacyError(f"replies of canary users must be admitted, got {'; '.join(rejected)}")
-        return admitted
+        combiner = ExactSum(spec.num_trainable, len(cohort) * clip_norm)
+        found = collect(grid.send_and_receive([asked]), expected, combiner)
+        if found.rejected:
+            raise PrivacyError(f"replies of canary users must be admitted, got {'; '.join(found.rejected)}")
+        return found.total
 
     def _raw_deltas(self, present: NDArray[np.bool_]) -> NDArray[np.float64]:
         users = self._shard(present).windows(range(self.num_units))

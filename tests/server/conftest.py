@@ -1,7 +1,7 @@
 """A world small enough for closed forms: eight trainable numbers, and an engine that adds each user's point."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,12 @@ class TamperingGrid(InProcessGrid):
     tamper: Callable[[list[Message]], list[Message]] = staticmethod(lambda replies: replies)
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
-        replies = super().send_and_receive(messages, timeout=timeout)
+        return self._tampered(super().send_and_receive(messages, timeout=timeout))
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        return self._tampered(super().pull_messages(message_ids))
+
+    def _tampered(self, replies: list[Message]) -> list[Message]:
         training = [reply for reply in replies if reply.metadata.message_type == "train"]
         return self.tamper(training) if training else replies
 
@@ -81,7 +86,8 @@ class World:
     def run(
         self, config: FederationConfig, num_nodes: int = 1, grid: InProcessGrid | None = None, **options: Any
     ) -> FederationResult:
-        return run_rounds(grid or self.grid(num_nodes), config, SPEC, self.start, self.num_users, **options)
+        quick = replace(config, reply_timeout_seconds=0.02)  # every node answers when it is asked, or never
+        return run_rounds(grid or self.grid(num_nodes), quick, SPEC, self.start, self.num_users, **options)
 
     def expected_step(self, config: FederationConfig, users: Sequence[int]) -> Vector:
         """One noiseless round in which these users' deltas enter: closed form."""
