@@ -45,6 +45,7 @@ OPTIONS = {
     "unit": ("federation.unit",),
     "target_epsilon": ("federation.target_epsilon",),
     "noise_multiplier": ("federation.noise_multiplier",),
+    "robust": ("federation.robust.name",),
     "noise_plan": ("federation.noise_plan.name",),
     "min_separation": ("federation.noise_plan.min_separation",),
     "dp_delta": ("federation.dp_delta",),
@@ -114,6 +115,10 @@ def simulate(
         float | None,
         typer.Option(help="Noise standard deviation divided by the clip: server (user) or device (window)."),
     ] = None,
+    robust: Annotated[
+        Literal["none", "median", "trimmed-mean", "norm-bound"],
+        typer.Option(help="What limits the harm of nodes that lie; norm-bound goes with unit user, the others do not."),
+    ] = "none",
     noise_plan: Annotated[
         Literal["independent", "blt"],
         typer.Option(help="blt: later noise takes back part of earlier noise; wants --min-separation."),

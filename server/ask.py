@@ -113,7 +113,7 @@ def ask(
         )
         if len(cohort) == 0:  # what nobody's zeros come to
             return Answers(asked={}, total=combiner.result(), num_admitted=0, rejected=(), num_missing=0)
-        answers = _ask_each(nodes, config, asked, requests, combiner)
+        answers = _ask_each(nodes, config, spec, asked, requests, combiner)
     for reason in answers.rejected:
         _log.warning("rejected: %s", reason)
     return answers
@@ -122,6 +122,7 @@ def ask(
 def _ask_each(
     nodes: Nodes,
     config: FederationConfig,
+    spec: AdapterSpec,
     asked: Mapping[int, tuple[int, ...]],
     requests: Mapping[int, TrainRequest],
     combiner: Combiner,
@@ -138,7 +139,7 @@ def _ask_each(
         round=first.round,
         version=first.version,
         base_hash=first.base_hash,
-        num_trainable=len(combiner.result()) - config.counts,
+        num_trainable=spec.num_trainable,
         clip_norm=first.clip_norm,
         users_by_node={node: len(request.users) for node, request in requests.items()},
         counts=config.counts,
