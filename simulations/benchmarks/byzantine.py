@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +32,7 @@ from ownlet.shared.adapter import Vector
 from ownlet.shared.config import AdapterConfig, FederationConfig, simulated_federation
 from ownlet.shared.server_config import Robust
 from ownlet.shared.store import write_atomic
+from ownlet.shared.wire import decode_vector
 from ownlet.simulations.benchmarks.server_task import ServerTask, gain, load_tasks
 from ownlet.simulations.grid import InProcessGrid
 from ownlet.simulations.setting import DataConfig
@@ -74,21 +75,25 @@ class LyingGrid(InProcessGrid):
         shard = task.shard(config)
         super().__init__(make_client_app(lambda context: shard), num_nodes)
         self._liars, self._attack = set(self.get_node_ids()[:liars]), attack
-        self._clip_norm = config.delta_bound(task.spec.num_trainable)
+        self._size = task.spec.num_trainable
+        self._clip_norm = config.delta_bound(self._size)
         self._first: dict[int, Vector] = {}
 
-    def pull_messages(self, message_ids: object) -> list[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Hand out the replies, those of attackers changed."""
-        replies = super().pull_messages(message_ids)  # type: ignore[arg-type]
+        replies = super().pull_messages(message_ids)
         for reply in replies:
             if reply.metadata.src_node_id in self._liars and "delta" in reply.content:
                 self._lie(reply)
         return replies
 
     def _lie(self, reply: Message) -> None:
-        total = reply.content["delta"]["total"].numpy().copy()
+        total = decode_vector(reply.content, "delta", "total", self._size)
         first = self._first.setdefault(reply.metadata.src_node_id, total)
-        users = int(reply.content["reply"]["num-users"])
+        header = reply.content["reply"]
+        assert isinstance(header, ConfigRecord)  # what our own client app answers
+        users = header["num-users"]
+        assert isinstance(users, int)
         changed = self._attack(total, users * self._clip_norm, first)
         reply.content["delta"] = ArrayRecord({"total": Array(changed.astype(np.float32))})
 
@@ -110,18 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shares = [float(share) for share in options.shares.split(",")]
     cells = [("none", 0.0)] + [(attack, share) for attack in options.attacks.split(",") for share in shares]
     names = options.combiners.split(",")
-    found: dict[tuple[str, str, float], dict[str, float | str]] = {}
+    found: dict[tuple[str, str, float], dict[str, float]] = {}
     for attack, share in cells:
         for name in names:
             row = _run(tasks, COMBINERS[name], ATTACKS.get(attack), options.nodes, share)
-            found[name, attack, share] = {"combiner": name, "attack": attack, "share": share, **row}
+            found[name, attack, share] = row
             console.print(f"{attack} {share:.0%} {name} {row['gain']:+.4f}", highlight=False)
     table = Table("attack", "nodes", *names, title="gain in NDCG@10 over the base")
     for attack, share in cells:
         table.add_row(attack, f"{share:.0%}", *(f"{found[name, attack, share]['gain']:+.4f}" for name in names))
     console.print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"nodes": options.nodes, "seeds": len(tasks), "rows": list(found.values())}
+    rows = [{"combiner": name, "attack": attack, "share": share, **row} for (name, attack, share), row in found.items()]
+    told = {"nodes": options.nodes, "seeds": len(tasks), "rows": rows}
     write_atomic(options.out, (json.dumps(told, indent=1) + "\n").encode())
 
 

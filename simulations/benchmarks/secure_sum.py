@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,20 +91,21 @@ class _MeasuredGrid(InProcessGrid):
         super().__init__(make_client_app(lambda context: host, simulated=True), num_nodes)
         self.up_bytes, self.down_bytes, self.client_seconds, self._dropped = 0, 0, 0.0, dropped
 
-    def push_messages(self, messages: Any) -> list[str]:
-        started = time.process_time()
-        sent = super().push_messages(messages)
-        self.client_seconds += time.process_time() - started
-        return sent
-
     def _send(self, partition: int, call: Call) -> None:
         super()._send(partition, call)
+        if "query.place" not in call.message_type:
+            self.down_bytes += len(call.content)
+
+    def _answer(self, partition: int, call: Call) -> Answer:
+        started = time.process_time()
+        answer = super()._answer(partition, call)
         if "query.place" in call.message_type:
-            return
-        self.down_bytes += len(call.content)
+            return answer
+        self.client_seconds += time.process_time() - started
         if partition < self._dropped and call.message_type == "train.secure_masked":
-            self._answers[call.message_id] = Answer(error_code=2)
-        self.up_bytes += len(self._answers[call.message_id].content)
+            answer = Answer(error_code=2)
+        self.up_bytes += len(answer.content)
+        return answer
 
 
 def measure(clients: int, numbers: int, *, secure: bool, dropped: int = 0) -> Row:
@@ -125,7 +125,7 @@ def measure(clients: int, numbers: int, *, secure: bool, dropped: int = 0) -> Ro
     nodes.connected()
     grid.client_seconds = 0.0
     started = time.process_time()
-    answers = ask(nodes, config, spec, state, np.arange(clients), 1)
+    answers = ask(nodes, config, spec, state, np.arange(clients), 1, clients)
     seconds = time.process_time() - started
     _check(answers, clients - dropped, config)
     tolerances = config.secure
