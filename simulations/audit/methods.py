@@ -1,7 +1,8 @@
 """Which measured audits fit a subject, and on what they are run.
 
 * A window-level run: its engine, with its base, adapter method and plan; component and one-run audit.
-* A user-level run: the server's rounds, with its engine, base and terms; component audit and canary clients.
+* A user-level run: the server's rounds, with its engine, base and terms; component audit and canary clients, and
+  membership inference on its own users.
 * A bundle: its program, opened alone as a device opens it. Where its run is not at window level, devices add no noise
   by the run's terms; then the program's clipping and noise are audited under ``REFERENCE``, and the report says so.
 * A ledger: nothing. It records charges; what trained is not in it.
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from ownlet.simulations.audit.canary_clients import audit_canary_clients
 from ownlet.simulations.audit.component import QUICK, THOROUGH, Trials, audit_engine
 from ownlet.simulations.audit.engine_mechanism import claim_of_plan
 from ownlet.simulations.audit.measure import Audit
+from ownlet.simulations.audit.membership import audit_membership_run
 from ownlet.simulations.audit.one_run import audit_one_run, audit_one_run_bundle
 from ownlet.simulations.audit.result import AuditResult, AuditSize
 from ownlet.simulations.audit.subject import BundleSubject, FleetSubject, LedgerSubject, RunSubject, Subject
@@ -98,19 +101,7 @@ def _of_run(subject: RunSubject, effort: Effort, base: Path | None) -> Fitting:
         return Fitting(skipped=(f"Nothing was measured: {why}.",))
     trainer = cache(partial(trainer_of, subject, base))
     if terms.unit == "user":
-        server = f"server, {subject.engine} engine"
-        return Fitting(
-            audits=(
-                Audit(
-                    name=f"component audit of the {server}",
-                    run=lambda: _audit_server(trainer(), terms, server, effort),
-                ),
-                Audit(
-                    name=f"federated audit of the {server}",
-                    run=lambda: _audit_canary_clients(trainer(), terms, server, effort),
-                ),
-            )
-        )
+        return Fitting(audits=_server_audits(subject, terms, trainer, effort))
     name, taken = f"{subject.engine} engine", _participations(subject)
     return Fitting(
         audits=(
@@ -124,6 +115,38 @@ def _of_run(subject: RunSubject, effort: Effort, base: Path | None) -> Fitting:
             ),
         )
     )
+
+
+def _server_audits(
+    subject: RunSubject, terms: FederationConfig, trainer: Callable[[], Trainer], effort: Effort
+) -> tuple[Audit, ...]:
+    """Return the audits of a user-level run; the last one looks for the run's own users, in its own data."""
+    name, kept = f"server, {subject.engine} engine", subject.checkpoint
+    audits = [
+        Audit(
+            name=f"component audit of the {name}",
+            run=lambda: _audit_server(trainer(), terms, name, effort),
+        ),
+        Audit(
+            name=f"federated audit of the {name}",
+            run=lambda: _audit_canary_clients(trainer(), terms, name, effort),
+        ),
+    ]
+    if kept is not None:
+        audits.append(
+            Audit(
+                name="membership inference on the run's adapter",
+                run=lambda: audit_membership_run(
+                    trainer().config,
+                    kept.adapters[0],
+                    kept.participations,
+                    size=effort.size,
+                    seed=effort.seed,
+                    progress=effort.progress,
+                ),
+            )
+        )
+    return tuple(audits)
 
 
 def _why_not(terms: FederationConfig) -> str | None:
