@@ -365,4 +365,4 @@ def _summary(
 def _against_server(result: FederationResult) -> dict[str, float]:
     """Return what a run under secure aggregation spent against the server itself."""
     spent = result.rounds[-1].server_epsilon if result.rounds else None
-    return {} if spent is None else {"server_epsilon": spent}
+    return {} if spent is None or math.isinf(spent) else {"server_epsilon": spent}

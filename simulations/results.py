@@ -73,6 +73,7 @@ _SPENT = {
     "unit": "text",
     "rounds": "a count",
     "accountant": "text",
+    "server_epsilon?": "a finite number, not negative",
 }
 # A key that ends in "?" may be absent; any key that is not here is refused.
 _SUMMARY = {

@@ -199,3 +199,9 @@ def test_the_terms_of_a_federated_run_come_back_without_its_seed(tmp_path: Path)
     broken = RunFolder.create(tmp_path, "simulate", {"federation": {"rounds": 3}}, seed=7, name="broken")
     with pytest.raises(ConfigError, match="config must be that of a federated run, got 'plan'"):
         terms_of(broken.path)
+
+
+def test_a_run_under_secure_aggregation_also_states_what_the_server_could_learn() -> None:
+    check_summary(changed("privacy/federated_eps2/server_epsilon", 9.0))
+    with pytest.raises(ConfigError, match="server_epsilon must be a finite number"):
+        check_summary(changed("privacy/federated_eps2/server_epsilon", math.inf))
