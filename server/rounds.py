@@ -30,6 +30,7 @@ from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.privacy import epsilon
+from ownlet.shared.ranks import rank_weights, users_of_rank
 
 __all__ = ["FederationResult", "OnRound", "run_rounds"]
 
@@ -91,6 +92,10 @@ def run_rounds(
         FederationError: no node connects in time, or the checkpoint is of another run.
     """
     check_split(config, num_users)
+    if config.ranks:
+        require(
+            max(config.ranks) == spec.rank, f"largest of ranks must be the adapter's, {spec.rank}", ranks=config.ranks
+        )
     state = ServerState.start(config, spec, vector, num_users)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, config, spec, num_users)
@@ -162,6 +167,8 @@ def _close_round(
         state = skip(config, state, num_users, source)
     else:
         average, state = release(answers.total, config, state, num_users, source)
+        if config.ranks:
+            average = average * rank_weights(spec, users_of_rank(config.ranks, num_users))
         vector, optimizer = server_step(spec, state.vector, state.optimizer, average, config, number)
         if config.svd_every and (state.version + 1) % config.svd_every == 0:
             vector, optimizer = turn(spec, vector, optimizer, config.server_optimizer)

@@ -209,6 +209,8 @@ class FederationConfig:
         noise_multiplier: sigma of the server's noise, standard deviation divided by C; only with unit ``user``.
         noise_plan: how the server's noise of one round goes with that of the others. With ``blt`` the noise multiplier
             is that of the whole run: all its rounds together are one Gaussian mechanism.
+        ranks: of the devices, where they differ: user u has ``ranks[u % len(ranks)]``, and trains that part of the
+            adapter (``shared/ranks.py``). Public. The number of nodes must be a multiple of how many there are.
         robust: what limits the harm that single nodes can do.
         server_learning_rate: step of the server's optimiser on the average delta.
         server_optimizer: what the server makes of the average delta; momentum by default.
@@ -239,6 +241,7 @@ class FederationConfig:
     adaptive_clip: AdaptiveClip = field(default_factory=AdaptiveClip)
     noise_multiplier: float = 1.0
     noise_plan: NoisePlan = field(default_factory=NoisePlan)
+    ranks: tuple[int, ...] = ()
     robust: Robust = field(default_factory=Robust)
     server_learning_rate: float = 1.0
     server_optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -280,6 +283,7 @@ class FederationConfig:
             "quantile of adaptive_clip must be 0 where unit is not user",
             quantile=self.adaptive_clip.quantile,
         )
+        require(all(rank >= 1 for rank in self.ranks), "ranks must be at least 1", ranks=self.ranks)
         self._check_noise_plan()
         self._check_robust()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
@@ -352,6 +356,11 @@ class FederationConfig:
             robust=name,
         )
         require(
+            name == "none" or not self.ranks,
+            "robust must be none where devices differ in rank: a weaker one's zeros are not its opinion",
+            robust=name,
+        )
+        require(
             name == "none" or not self.secure.enabled,
             "robust must be none under secure aggregation, where nobody sees a single reply",
             robust=name,
@@ -408,7 +417,7 @@ class FederationConfig:
             "robust": Robust(**raw.get("robust", {})),
             "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
         }
-        return cls(**{**_numbers(raw), **inner})
+        return cls(**{**_numbers(raw), **inner, "ranks": tuple(raw.get("ranks", ()))})
 
 
 def simulated_federation(*, seed: int | None = None) -> FederationConfig:

@@ -28,6 +28,7 @@ from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import ACCOUNTANT
+from ownlet.shared.ranks import low_rank_spec
 from ownlet.shared.recommender import known_frequencies
 from ownlet.simulations.board import Board
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
@@ -114,6 +115,11 @@ class FederatedRunConfig:
             self.grid == "in-process" or self.engine != "executorch",
             "engine must be cohort or opacus on a Ray grid",
             engine=self.engine,
+        )
+        require(
+            not self.federation.ranks or (self.grid == "in-process" and self.engine != "executorch"),
+            "ranks must not differ on a Ray grid or with the engine executorch",
+            ranks=self.federation.ranks,
         )
         for name in ("num_nodes", "public_users", "sampled_users", "evaluate_every"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
@@ -219,6 +225,7 @@ def run_federated(
             on_round=on_round,
             on_users=on_users,
             judge=judge,
+            engine_of_rank=lambda rank: make_engine(config, model, low_rank_spec(spec, rank), start, folder.path),
         )
     length = 1.0
     if config.federation.unit == "window":

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from ownlet.device.client import OnUsers, make_client_app
+from ownlet.device.client import OnUsers, make_client_app, place_of
+from ownlet.device.low_rank import LowRankEngine
 from ownlet.device.train import Engine
 from ownlet.server.app import ServerSetup, make_server_app
 from ownlet.server.early_stop import Judge
 from ownlet.server.rounds import FederationResult, OnRound
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.errors import FederationError
+from ownlet.shared.errors import FederationError, require
 from ownlet.simulations.grid import InProcessGrid, run_apps
 from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.store import EventStore
@@ -37,6 +39,7 @@ def simulate(
     on_round: OnRound | None = None,
     on_users: OnUsers | None = None,
     judge: Judge | None = None,
+    engine_of_rank: Callable[[int], Engine] | None = None,
 ) -> FederationResult:
     """Run federated rounds.
 
@@ -54,6 +57,7 @@ def simulate(
         on_round: called after every round.
         on_users: called as users are trained on nodes in this process.
         judge: looks at adapters on held-out public users; needed where the config has ``patience``.
+        engine_of_rank: makes the engines of devices of smaller ranks; needed where the config has ``ranks``.
 
     Returns:
         The last adapter, or the best one where the config has ``patience``, and a record of every round.
@@ -62,8 +66,12 @@ def simulate(
         FederationError: no round could be run.
     """
     if grid is None:
-        shard = StoreShard(engine, store, config.windows, held_out=held_out)
-        grid = InProcessGrid(make_client_app(lambda context: shard, simulated=True, on_users=on_users), num_nodes)
+        engines = [engine] if not config.ranks else _engines_of_ranks(engine, config, num_nodes, engine_of_rank)
+        shards = [StoreShard(one, store, config.windows, held_out=held_out) for one in engines]
+        app = make_client_app(
+            lambda context: shards[place_of(context).partition % len(shards)], simulated=True, on_users=on_users
+        )
+        grid = InProcessGrid(app, num_nodes)
     found: list[FederationResult] = []
 
     def load_setup(context: Context) -> ServerSetup:
@@ -83,3 +91,17 @@ def simulate(
     if not found:
         raise FederationError("the server app must end with a result, got none")
     return found[0]
+
+
+def _engines_of_ranks(
+    engine: Engine, config: FederationConfig, num_nodes: int, engine_of_rank: Callable[[int], Engine] | None
+) -> list[Engine]:
+    """Return one engine per entry of ``config.ranks``, which is that of partition p modulo their number."""
+    ranks = config.ranks
+    require(engine_of_rank is not None, "engine_of_rank must be given where devices differ in rank", ranks=ranks)
+    assert engine_of_rank is not None
+    divides = num_nodes % len(ranks) == 0
+    require(divides, f"num_nodes must be a multiple of the {len(ranks)} ranks", num_nodes=num_nodes)
+    full = engine.spec.rank
+    smaller = {rank: LowRankEngine(engine_of_rank(rank), engine.spec) for rank in set(ranks) - {full}}
+    return [smaller.get(rank, engine) for rank in ranks]

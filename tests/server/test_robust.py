@@ -120,5 +120,7 @@ def test_what_user_level_noise_would_not_cover_is_refused() -> None:
         assert replace(CONFIG, unit="window", plan=local, robust=Robust(name=name)).robust.name == name  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="quantile of adaptive_clip must be 0"):
         replace(CONFIG, adaptive_clip=AdaptiveClip(quantile=0.5), robust=Robust(name="norm-bound"))
+    with pytest.raises(ConfigError, match="robust must be none where devices differ in rank"):
+        replace(CONFIG, ranks=(2, 1), robust=Robust(name="median"))
     with pytest.raises(ConfigError, match=r"trim must be in \[0, 0.5\)"):
         Robust(trim=0.5)
