@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ownlet.device.opacus_engine import OpacusEngine
-from ownlet.shared.config import FederationConfig, Plan
+from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import ConfigError, PrivacyError
 from ownlet.simulations.audit.bundle import audit_bundle
 from ownlet.simulations.audit.component import Trials, audit_component, audit_engine
@@ -19,6 +19,9 @@ from ownlet.simulations.cohort import CohortEngine
 
 PLAN = Plan(steps=20, sample_rate=0.25, expected_batch=6.0, clip_norm=2.0, noise_multiplier=1.1)
 FEW = Trials(units=24, noise=12, sampling=100)
+SERVER = FederationConfig(
+    rounds=20, cohort_rate=0.25, clip_norm=0.3, noise_multiplier=1.1, windows=WindowConfig(window_length=6)
+)
 FAILED_FIRST = {
     "noise omitted": "noise",
     "noise halved": "noise",
@@ -153,8 +156,7 @@ def test_a_bundle_without_a_plan_of_its_own_needs_one(tiny_bundle):
 
 @pytest.mark.slow
 def test_the_server_passes_and_whole_rounds_are_what_is_audited(tiny):
-    config = FederationConfig(rounds=20, cohort_rate=0.25, clip_norm=0.3, noise_multiplier=1.1)
-    result = audit_user_level(CohortEngine(tiny.model, tiny.spec), config, num_items=50, trials=FEW)
+    result = audit_user_level(CohortEngine(tiny.model, tiny.spec), SERVER, num_items=50, trials=FEW)
     assert failed(result) == set()
     assert "whole-rounds" in {check.name for check in result.checks}
     assert 0 < result.epsilon_lower <= result.claim.epsilon
@@ -170,9 +172,8 @@ def test_a_server_that_forgets_its_noise_is_flagged(tiny):
 
             return super().release(present, Quiet(), batch)
 
-    config = FederationConfig(rounds=20, cohort_rate=0.25, clip_norm=0.3, noise_multiplier=1.1)
     engine = CohortEngine(tiny.model, tiny.spec)
-    mechanism = Forgetful(engine, config, num_users=24, num_items=50, name="forgetful")
+    mechanism = Forgetful(engine, SERVER, num_users=24, num_items=50, name="forgetful")
     result = audit_component(mechanism, trials=FEW)
     assert {"noise", "replay"} <= failed(result)
     assert result.epsilon_lower == np.inf
