@@ -2,7 +2,8 @@
 
 ``cohort-rate = 0.1`` sets ``FederationConfig.cohort_rate``, ``plan.learning-rate`` sets ``Plan.learning_rate``,
 ``windows.window-length`` sets ``WindowConfig.window_length``. What is not named keeps its default. Flower has no empty
-value, so a ``seed`` below 0 stands for none: cohorts and noise then come from the operating system.
+value, so a ``seed`` below 0 stands for none: cohorts and noise then come from the operating system. Nor has it lists:
+``ranks`` are numbers with commas.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ownlet.shared.config import FederationConfig
+from ownlet.shared.errors import require
 from ownlet.shared.settings import Given, build
 
 __all__ = ["federation_config"]
@@ -29,4 +31,11 @@ def federation_config(values: Mapping[str, Any], *, other_keys: frozenset[str] =
     named = {key.replace("-", "_"): value for key, value in values.items() if key not in other_keys}
     if type(named.get("seed")) is int and named["seed"] < 0:
         named["seed"] = None
+    if isinstance(ranks := named.get("ranks"), str):
+        named["ranks"] = [_rank(part) for part in ranks.split(",") if part.strip()]
     return build(FederationConfig, {key: Given(value=value, source="the run config") for key, value in named.items()})
+
+
+def _rank(text: str) -> int:
+    require(text.strip().isdecimal(), "ranks must be whole numbers with commas", ranks=text)
+    return int(text)

@@ -63,7 +63,8 @@ def test_a_round_holds_a_few_replies_however_many_nodes_answer(world: Any) -> No
         alive.add(reply)
         count += 1
         del reply
-        gc.collect()
+        if len(alive) > 17:  # a look at all objects is slow
+            gc.collect()
         most = max(most, len(alive))
     assert count == 100
     assert most <= 17  # a batch, and the one at hand

@@ -56,6 +56,13 @@ def test_a_wrong_key_or_value_is_named(key: str, value: Any, rule: str) -> None:
         federation_config({key: value})
 
 
+def test_ranks_are_numbers_with_commas() -> None:
+    assert federation_config({"ranks": "4, 8"}).ranks == (4, 8)
+    assert federation_config({"ranks": ""}).ranks == ()
+    with pytest.raises(ConfigError, match="ranks must be whole numbers with commas, got"):
+        federation_config({"ranks": "4,large"})
+
+
 def test_the_settings_of_flwr_run_name_every_field() -> None:
     """Flower refuses to override a key that the project file does not hold."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
