@@ -337,6 +337,11 @@ class FederationConfig:
             quantile=self.adaptive_clip.quantile,
         )
         require(
+            self.svd_every == 0,
+            "svd_every must be 0 where noise_plan is blt: noise cannot take itself back in turned coordinates",
+            svd_every=self.svd_every,
+        )
+        require(
             self.noise_plan.min_separation <= self.rounds,
             f"min_separation must be at most rounds, {self.rounds}",
             min_separation=self.noise_plan.min_separation,

@@ -173,6 +173,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         ({"unit": "none"}, "independent where unit is not user"),
         ({"turns": 2}, "turns must be 0 where noise_plan is blt"),
         ({"adaptive_clip": AdaptiveClip(quantile=0.5)}, "rounds of one clip norm"),
+        ({"svd_every": 1}, "turned coordinates"),
         ({"rounds": 2}, "min_separation must be at most rounds, 2"),
     ):
         with pytest.raises(ConfigError, match=rule):
