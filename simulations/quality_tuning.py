@@ -5,13 +5,15 @@ No device's data is touched. Noise is rehearsed at the strength that it will hav
 ``sigma * rehearsing / devices``, since the rehearsal's cohorts are smaller in that proportion.
 
 The budget per method and data set is one run without privacy per local learning rate, then one run per epsilon and
-clip norm with the best rate, and one training of the rehearsing devices per learning rate of local-only training.
+clip norm with the best rate, and one training of the rehearsing devices per learning rate of local-only training. A
+grid whose best stands at its end grows there, by four values at the most.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +41,7 @@ from ownlet.simulations.start import start_adapter
 from ownlet.simulations.store import EventStore
 
 __all__ = [
+    "best_on_grid",
     "Started",
     "Tuned",
     "local_plan",
@@ -49,6 +52,9 @@ __all__ = [
     "train_each",
     "tune",
 ]
+
+
+_MOST_GROWTH = 4  # values that are added to a grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +157,7 @@ def tune(config: QualityConfig, data: QualityData, method: MethodName, folder: P
     rehearse = _Rehearsal(config, data, method, folder, progress)
 
     def quality(kind: str, value: float, epsilon: float = math.inf, rate: float = 0.0) -> float:
-        key = f"{kind} {value:g}" + ("" if math.isinf(epsilon) else f" at epsilon {epsilon:g}")
+        key = f"{kind} {value:g}" + ("" if math.isinf(epsilon) else f" at epsilon {epsilon:g} and rate {rate:g}")
         if key not in found:
             if kind == "local rate":
                 found[key] = rehearse.alone(value)
@@ -161,11 +167,28 @@ def tune(config: QualityConfig, data: QualityData, method: MethodName, folder: P
             write_atomic(path, json.dumps(found, indent=1).encode())
         return found[key]
 
-    rate = max(config.rates, key=lambda one: quality("rate", one))
+    rate = best_on_grid(config.rates, partial(quality, "rate"))
     finite = [epsilon for epsilon in config.epsilons if math.isfinite(epsilon)]
-    clips = {epsilon: max(config.clips, key=partial(quality, "clip", epsilon=epsilon, rate=rate)) for epsilon in finite}
-    local_rate = max(config.local_rates, key=lambda one: quality("local rate", one))
+    clips = {
+        epsilon: best_on_grid(config.clips, partial(quality, "clip", epsilon=epsilon, rate=rate)) for epsilon in finite
+    }
+    local_rate = best_on_grid(config.local_rates, partial(quality, "local rate"))
     return Tuned(learning_rate=rate, clip_norms=clips, local_rate=local_rate, runs=len(found))
+
+
+def best_on_grid(grid: Sequence[float], quality: Callable[[float], float]) -> float:
+    """Return what is best of a grid, which grows at the end where its best stands, by its own factor."""
+    values = sorted(grid)
+    best = max(values, key=quality)
+    for _ in range(_MOST_GROWTH if len(values) > 1 else 0):
+        if best == values[0]:
+            values.insert(0, best * values[0] / values[1])
+        elif best == values[-1]:
+            values.append(best * values[-1] / values[-2])
+        else:
+            break
+        best = max(values, key=quality)
+    return best
 
 
 class _Rehearsal:
