@@ -184,5 +184,6 @@ def test_twenty_audits_of_the_right_trainer_stay_between_85_percent_of_the_claim
     plan = Plan(steps=100, sample_rate=0.1, expected_batch=6.0, clip_norm=2.0, noise_multiplier=1.1)
     results = [audit_zoo(["correct"], plan)["correct"] for _ in range(20)]
     assert results[0].claim.epsilon == pytest.approx(5.91, abs=0.01)
+    assert [check for result in results for check in result.checks if not check.passed] == []
     assert not any(result.flagged for result in results)
     assert min(result.epsilon_lower for result in results) >= 0.85 * results[0].claim.epsilon
