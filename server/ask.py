@@ -23,7 +23,7 @@ from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.wire import TrainRequest, request_to_records
+from ownlet.shared.wire import TrainRequest, requests_to_records
 
 __all__ = ["Answers", "ask"]
 
@@ -132,8 +132,8 @@ def _ask_each(
         return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
     ttl, first = config.reply_timeout_seconds, next(iter(requests.values()))
     messages = (
-        Message(request_to_records(request), node, "train", group_id=str(request.round), ttl=ttl)
-        for node, request in requests.items()
+        Message(records, node, "train", group_id=str(first.round), ttl=ttl)
+        for node, records in zip(requests, requests_to_records(requests.values()), strict=True)
     )
     expected = Expected(
         round=first.round,

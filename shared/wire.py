@@ -10,9 +10,11 @@ Flower's cost per array is far above its cost per byte, hence one array per mess
 from __future__ import annotations
 
 import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ __all__ = [
     "reply_to_records",
     "request_from_records",
     "request_to_records",
+    "requests_to_records",
 ]
 
 PLACE_ACTION = "place"  # Flower message type "query.place": which partition does a node host?
@@ -105,6 +108,19 @@ class TrainReply:
 
 def request_to_records(request: TrainRequest) -> RecordDict:
     """Write a request as Flower records."""
+    return next(requests_to_records([request]))
+
+
+def requests_to_records(requests: Iterable[TrainRequest]) -> Iterator[RecordDict]:
+    """Write requests one after the other; a vector that several of them share is written once."""
+    vector, adapter = None, ArrayRecord()
+    for request in requests:
+        if request.vector is not vector:
+            vector, adapter = request.vector, ArrayRecord({"vector": Array(request.vector)})
+        yield RecordDict({"adapter": adapter, "request": ConfigRecord(_values_of(request))})
+
+
+def _values_of(request: TrainRequest) -> dict[str, Any]:
     values: dict[str, Any] = {
         "round": request.round,
         "version": request.version,
@@ -112,14 +128,19 @@ def request_to_records(request: TrainRequest) -> RecordDict:
         "unit": request.unit,
         "clip-norm": float(request.clip_norm),
         "users": list(request.users),
-        **{f"plan.{name}": value for name, value in asdict(request.plan).items()},
+        "plan": _plan_text(request.plan),
     }
     if request.seed is not None:
         values["seed"] = request.seed
     if request.counts:
         values["counts"] = True
-    arrays = ArrayRecord({"vector": Array(request.vector)})
-    return RecordDict({"adapter": arrays, "request": ConfigRecord(values)})
+    return values
+
+
+@lru_cache(maxsize=8)
+def _plan_text(plan: Plan) -> str:
+    """Write a plan as JSON: one value, since Flower's cost per value is far above its cost per byte."""
+    return json.dumps(asdict(plan))
 
 
 def request_from_records(records: RecordDict, size: int) -> TrainRequest:
@@ -134,21 +155,20 @@ def request_from_records(records: RecordDict, size: int) -> TrainRequest:
         ConfigError: the plan breaks a rule.
     """
     values = _config(records, "request")
-    plan = {name.removeprefix("plan."): value for name, value in values.items() if name.startswith("plan.")}
     try:
         return TrainRequest(
             vector=decode_vector(records, "adapter", "vector", size),
             round=values["round"],
             version=values["version"],
             base_hash=values["base-hash"],
-            plan=Plan(**plan),
+            plan=Plan(**json.loads(values["plan"])),
             unit=values["unit"],
             clip_norm=values["clip-norm"],
             users=tuple(values["users"]),
             seed=values.get("seed"),
             counts=values.get("counts", False),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise FederationError(f"request must have every field, got {error}") from error
 
 
@@ -204,6 +224,8 @@ def decode_vector(records: RecordDict, record: str, name: str, size: int) -> Vec
     data = arrays[name].data
     if len(data) > 4 * size + _HEADER_BYTES:
         raise FederationError(f"array must have {size} numbers, got {len(data)} bytes")
+    if data.startswith(usual := _usual_header(size)) and len(data) == len(usual) + 4 * size:
+        return np.frombuffer(data, dtype="<f4", offset=len(usual)).astype(np.float32)
     dtype, shape, start = _npy_header(data)
     if dtype != np.dtype("<f4"):
         raise FederationError(f"array must be float32, got dtype={dtype}")
@@ -212,6 +234,14 @@ def decode_vector(records: RecordDict, record: str, name: str, size: int) -> Vec
     if len(data) != start + 4 * math.prod(shape):
         raise FederationError(f"array must have {4 * size} bytes of data, got {len(data) - start}")
     return np.frombuffer(data, dtype="<f4", offset=start).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _usual_header(size: int) -> bytes:
+    """Return the header that NumPy writes for float32 (size,); to compare with it is far quicker than to parse it."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
+    return stream.getvalue()
 
 
 def _npy_header(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:

@@ -18,6 +18,7 @@ from ownlet.shared.wire import (
     reply_to_records,
     request_from_records,
     request_to_records,
+    requests_to_records,
 )
 
 REQUEST = TrainRequest(
@@ -64,11 +65,25 @@ def test_a_request_with_a_missing_field_or_a_plan_that_breaks_a_rule_is_refused(
     with pytest.raises(FederationError, match="every field, got 'round'"):
         request_from_records(records, 6)
     records = request_to_records(REQUEST)
-    records["request"]["plan.sample_rate"] = 2.0
+    records["request"]["plan"] = '{"sample_rate": 2.0}'
     with pytest.raises(ConfigError, match="sample_rate"):
         request_from_records(records, 6)
+    for broken in ("{", "[1]", '{"no_such": 1}', '{"steps": "three"}'):
+        records["request"]["plan"] = broken
+        with pytest.raises(FederationError, match="every field"):
+            request_from_records(records, 6)
     with pytest.raises(FederationError, match="config record request"):
         request_from_records(RecordDict(), 6)
+
+
+def test_requests_of_one_round_share_the_vector_that_they_carry() -> None:
+    others = replace(REQUEST, users=(3,)), replace(REQUEST, vector=REQUEST.vector + 1)
+    first, second, third = requests_to_records([REQUEST, *others])
+    assert first["adapter"] is second["adapter"]
+    for records, request in ((first, REQUEST), (second, others[0]), (third, others[1])):
+        read = request_from_records(records, 6)
+        np.testing.assert_array_equal(read.vector, request.vector)
+        assert (read.users, read.plan) == (request.users, request.plan)
 
 
 def test_a_vector_of_another_length_is_refused() -> None:
