@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ownlet.shared.errors import DataError, require
@@ -21,6 +20,7 @@ from ownlet.shared.store import write_atomic
 from ownlet.simulations.curves import MEASURES, draw_panels, panels_of_rows, render_panels
 from ownlet.simulations.findings import ROW_NAMES
 from ownlet.simulations.results import METRIC_NAMES, RunFolder
+from ownlet.simulations.templates import page_template
 
 __all__ = ["FinishedRun", "Section", "compare_runs", "load_run", "series_of", "write_comparison"]
 
@@ -123,16 +123,10 @@ def write_comparison(path: Path, runs: Sequence[FinishedRun]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix != ".html":
         return draw_panels(path, panels)
-    environment = Environment(
-        loader=PackageLoader("ownlet.simulations", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     svg = render_panels(panels, "svg").decode() if panels else ""
     picture = Markup(svg[svg.index("<svg") :]) if svg else ""  # our own drawing, whose text matplotlib has escaped
-    page = environment.get_template("compare.html.jinja").render(sections=compare_runs(runs), picture=picture)
+    template = page_template("ownlet.simulations", "compare.html.jinja")
+    page = template.render(sections=compare_runs(runs), picture=picture)
     write_atomic(path, page.encode())
     return path
 

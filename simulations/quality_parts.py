@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.config import MethodName
-from ownlet.shared.content import content_vectors
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.centralised import train_centralised
 from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
-from ownlet.simulations.pretrain import load_base, pretrain, save_base
+from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.quality_config import (
     QualityConfig,
@@ -29,7 +28,7 @@ from ownlet.simulations.quality_config import (
     setting_of,
     tested_devices,
 )
-from ownlet.simulations.quality_tuning import local_plan, run_rounds, started, train_each, tune
+from ownlet.simulations.quality_tuning import local_plan, pretrain_base, run_rounds, started, train_each, tune
 from ownlet.simulations.store import EventStore
 
 __all__ = [
@@ -76,20 +75,8 @@ class Federated:
 
 def make_base(config: QualityConfig, data: QualityData, seed: int, folder: Path, progress: Progress) -> None:
     """Train a base, and rank the devices' last events by it."""
-    path = _base_path(folder, data, seed)
-    setting = setting_of(data)
-    if not path.exists():
-        with progress.stage(f"{data.name}, seed {seed}: base", data.recipe.max_epochs) as step:
-            model = pretrain(
-                setting.public,
-                setting.validation,
-                content_vectors(setting.data.items),
-                config.model,
-                replace(data.recipe, seed=seed),
-                checkpoint=path.with_suffix(".ckpt"),
-                on_epoch=lambda epoch: step(str(epoch)),
-            )
-        save_base(path, model, setting.data.items)
+    path, recipe = _base_path(folder, data, seed), replace(data.recipe, seed=seed)
+    pretrain_base(f"{data.name}, seed {seed}: base", setting_of(data), config.model, recipe, path, progress)
     ranks = path.with_suffix(".npz")
     if not ranks.exists():
         _save(ranks, base=model_ranks(load_base(path), _test(data)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -17,6 +16,7 @@ from ownlet.shared.metrics import Metric
 from ownlet.shared.store import write_atomic
 from ownlet.simulations import figures
 from ownlet.simulations.findings import ROW_NAMES, QualityRow, ReportData
+from ownlet.simulations.templates import page_template
 
 __all__ = ["quality_table", "write_report"]
 
@@ -31,15 +31,10 @@ def write_report(path: Path, data: ReportData) -> Path:
     Returns:
         the file.
     """
-    environment = Environment(
-        loader=PackageLoader("ownlet.simulations", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    template = page_template(
+        "ownlet.simulations", "report.html.jinja", number=_number, signed=_signed, interval=_interval, bytes=_bytes
     )
-    environment.filters.update(number=_number, signed=_signed, interval=_interval, bytes=_bytes)
-    page = environment.get_template("report.html.jinja").render(
+    page = template.render(
         report=data, names=ROW_NAMES, figures=_figures(data), headlines=_headlines(data), best=_best_by_metric(data)
     )
     write_atomic(path, page.encode())

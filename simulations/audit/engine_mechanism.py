@@ -25,7 +25,7 @@ from ownlet.simulations.audit.mechanism import LOUD, tensors_of
 from ownlet.simulations.audit.result import Claim
 from ownlet.simulations.audit.sources import Batch, Steered
 
-__all__ = ["EngineMechanism", "canary_windows", "claim_of_plan", "norms_by_tensor", "plan_of_claim"]
+__all__ = ["EngineMechanism", "canary_windows", "claim_of_plan", "norms_by_tensor"]
 
 _SPREAD = 1e-3  # the least share of a raw norm that must be in every trained tensor, of some canary
 
@@ -39,17 +39,6 @@ def claim_of_plan(plan: Plan, *, participations: int = 1, dp_delta: float = 1e-5
         clip_norm=plan.clip_norm,
         steps=plan.steps * participations,
         dp_delta=dp_delta,
-    )
-
-
-def plan_of_claim(claim: Claim, *, expected_batch: float = 4.0) -> Plan:
-    """Return the plan of one training that makes a window-level claim."""
-    return Plan(
-        steps=claim.steps,
-        sample_rate=claim.sample_rate,
-        expected_batch=expected_batch,
-        clip_norm=claim.clip_norm,
-        noise_multiplier=claim.noise_multiplier,
     )
 
 

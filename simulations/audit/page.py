@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ownlet.shared.store import write_atomic
@@ -16,6 +15,7 @@ from ownlet.simulations.audit import figures
 from ownlet.simulations.audit.conditions import sentence
 from ownlet.simulations.audit.fields import counted, number
 from ownlet.simulations.audit.report import AuditReport
+from ownlet.simulations.templates import page_template
 
 __all__ = ["METHODS", "VERDICTS", "write_page"]
 
@@ -51,15 +51,9 @@ def write_page(path: Path, report: AuditReport) -> Path:
     Returns:
         the file.
     """
-    environment = Environment(
-        loader=PackageLoader("ownlet.simulations.audit", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, figure=_figure, told=_told, counted=counted)
-    page = environment.get_template("audit.html.jinja").render(
+    package = "ownlet.simulations.audit"
+    template = page_template(package, "audit.html.jinja", number=number, figure=_figure, told=_told, counted=counted)
+    page = template.render(
         report=report,
         verdict=VERDICTS[report.status],
         kind=_KINDS[report.kind],

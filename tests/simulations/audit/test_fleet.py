@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.privacy import event_to_json, window_level_event
 from ownlet.shared.seal import Keys
 from ownlet.simulations.audit.fleet import audit_fleet, device_keys
-from ownlet.simulations.audit.fleet_figure import budget_figure
 from ownlet.simulations.benchmarks.fleet_ledgers import FLEET_KEY, write_fleet
 from ownlet.simulations.results import plain_json
 
@@ -131,19 +129,6 @@ def test_files_that_are_no_ledgers_are_listed_as_broken(tmp_path: Path) -> None:
         audit_fleet(tmp_path / "nothing")
     with pytest.raises(DataError, match="must be a folder"):
         audit_fleet(tmp_path / "nowhere")
-
-
-def test_the_figure_shows_every_device_and_who_is_past_the_budget(tmp_path: Path) -> None:
-    start(tmp_path / "a.jsonl", charges=1)
-    start(tmp_path / "b.jsonl", charges=2, at=1.8e9)
-    fleet = audit_fleet(tmp_path)
-    figure = budget_figure(fleet)
-    assert sum(bar.get_height() for bar in figure.axes[0].patches) == 2
-    window = fleet.units["window"]
-    beyond = replace(window, spent=(*window.spent, (9.0, 8.0, 5)))
-    figure = budget_figure(replace(fleet, units={"window": beyond}))
-    assert figure.axes[0].patches[-1].get_height() == 5
-    assert "no ledger" in budget_figure(replace(fleet, units={})).axes[0].texts[0].get_text()
 
 
 @pytest.mark.slow
