@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ownlet.shared.config import MethodName
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.centralised import train_centralised
 from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
-from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.quality_config import (
     QualityConfig,
@@ -28,7 +28,7 @@ from ownlet.simulations.quality_config import (
     setting_of,
     tested_devices,
 )
-from ownlet.simulations.quality_tuning import local_plan, pretrain_base, run_rounds, started, train_each, tune
+from ownlet.simulations.quality_tuning import local_plan, run_rounds, started, train_each, tune
 from ownlet.simulations.store import EventStore
 
 __all__ = [
@@ -76,10 +76,10 @@ class Federated:
 def make_base(config: QualityConfig, data: QualityData, seed: int, folder: Path, progress: Progress) -> None:
     """Train a base, and rank the devices' last events by it."""
     path, recipe = _base_path(folder, data, seed), replace(data.recipe, seed=seed)
-    pretrain_base(f"{data.name}, seed {seed}: base", setting_of(data), config.model, recipe, path, progress)
+    model = base_on_file(path, f"{data.name}, seed {seed}: base", setting_of(data), config.model, recipe, progress)
     ranks = path.with_suffix(".npz")
     if not ranks.exists():
-        _save(ranks, base=model_ranks(load_base(path), _test(data)))
+        _save(ranks, base=model_ranks(model, _test(data)))
 
 
 def base_ranks(data: QualityData, seed: int, folder: Path) -> Ranks:

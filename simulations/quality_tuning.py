@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector
-from ownlet.shared.config import FederationConfig, MethodName, ModelConfig, Plan
-from ownlet.shared.content import content_vectors
+from ownlet.shared.config import FederationConfig, MethodName, Plan
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import mean_ndcg, model_ranks
-from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.quality_config import Choice, QualityConfig, QualityData, setting_of
 from ownlet.simulations.run import simulate
@@ -46,7 +46,6 @@ __all__ = [
     "best_on_grid",
     "local_plan",
     "make_rehearsal_base",
-    "pretrain_base",
     "rehearsal_of",
     "run_rounds",
     "started",
@@ -133,29 +132,10 @@ def rehearsal_of(data: QualityData) -> Setting:
     )
 
 
-def pretrain_base(
-    name: str, setting: Setting, model: ModelConfig, recipe: PretrainConfig, path: Path, progress: Progress
-) -> None:
-    """Train a base on a setting's public users, and save it; one that is there stays, a started one goes on."""
-    if path.exists():
-        return
-    with progress.stage(name, recipe.max_epochs) as step:
-        base = pretrain(
-            setting.public,
-            setting.validation,
-            content_vectors(setting.data.items),
-            model,
-            recipe,
-            checkpoint=path.with_suffix(".ckpt"),
-            on_epoch=lambda epoch: step(str(epoch)),
-        )
-    save_base(path, base, setting.data.items)
-
-
 def make_rehearsal_base(config: QualityConfig, data: QualityData, folder: Path, progress: Progress) -> None:
     """Train the rehearsal's base, on the first seed."""
     name, recipe = f"{data.name}: base of the rehearsal", replace(data.recipe, seed=config.seeds[0])
-    pretrain_base(name, rehearsal_of(data), config.model, recipe, _base_path(data, folder), progress)
+    base_on_file(_base_path(data, folder), name, rehearsal_of(data), config.model, recipe, progress)
 
 
 def tune(config: QualityConfig, data: QualityData, method: MethodName, folder: Path, progress: Progress) -> Tuned:

@@ -20,7 +20,6 @@ from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, save_adapter
 from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, simulated_federation
-from ownlet.shared.content import content_vectors
 from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import require
 from ownlet.shared.lora import attach_adapter
@@ -30,10 +29,11 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.windows import WindowStack
+from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import Cases, is_publishable, model_ranks, scorer_ranks
-from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, save_base
+from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting
@@ -205,22 +205,8 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
 
 
 def _base(config: TrialConfig, setting: Setting, seed: int, folder: Path, progress: Progress) -> SASRec:
-    path = folder / "base.pt"
-    if path.exists():
-        return load_base(path)
-    with progress.stage(f"seed {seed}: base on {len(setting.public)} public users", config.recipe.max_epochs) as step:
-        model = pretrain(
-            setting.public,
-            setting.validation,
-            content_vectors(setting.data.items),
-            config.model,
-            replace(config.recipe, seed=seed),
-            context=setting.public_context,
-            checkpoint=folder / "pretrain.ckpt",
-            on_epoch=lambda epoch: step(str(epoch)),
-        )
-    save_base(path, model, setting.data.items)
-    return model
+    name, recipe = f"seed {seed}: base on {len(setting.public)} public users", replace(config.recipe, seed=seed)
+    return base_on_file(folder / "base.pt", name, setting, config.model, recipe, progress)
 
 
 def run_config(config: TrialConfig, epsilon: float, seed: int) -> FederationConfig:

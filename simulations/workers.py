@@ -1,7 +1,7 @@
 """Independent parts of a job in processes of their own, with their progress shown here.
 
 Small models waste a second thread on waiting, so one process per core with one thread each finishes sooner than one
-process with all threads.
+process with all threads, and many times sooner where other work shares the cores.
 """
 
 from __future__ import annotations
@@ -48,16 +48,15 @@ def worker_pool(workers: int, progress: Progress) -> Iterator[Pool]:
     """Keep worker processes for the length of the block; what has not started when it is left by an error is dropped.
 
     Args:
-        workers: how many; the cores are divided among them.
+        workers: how many, of one thread each.
         progress: shows the stages that workers open.
     """
     require(workers >= 1, "workers must be at least 1", workers=workers)
     context = get_context("spawn")  # a fork would copy the locks of torch's threads
     events = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // workers)
     viewer = threading.Thread(target=_show, args=(events, progress), daemon=True)
     viewer.start()
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(events, threads))
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(events,))
     try:
         yield Pool(executor)
     except BaseException:
@@ -69,11 +68,11 @@ def worker_pool(workers: int, progress: Progress) -> Iterator[Pool]:
         viewer.join()
 
 
-def _start(events: Any, threads: int) -> None:
+def _start(events: Any) -> None:
     global _events
     _events = events
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 

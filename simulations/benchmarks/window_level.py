@@ -11,48 +11,42 @@ devices has signal ``N g`` and noise ``sigma sqrt(N P)``, both in units of the c
   and costs no privacy. 0 is among the lengths, so what ships is never below the base on public users.
 
 ``python -m ownlet.simulations.benchmarks.window_level`` prints a table and writes ``bench/window_level.json`` and
-``.png``: the built-in population in several fleet sizes, and a data set of one's own with ``--data``.
+``.png``: the built-in population in several fleet sizes, and a data set of one's own with ``--data``. With several
+``--steps`` it compares them instead. Each run's ranks are kept, so one that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ownlet.server.compression import CompressionConfig
-from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig, Plan
-from ownlet.shared.content import content_vectors
-from ownlet.shared.lora import attach_adapter
+from ownlet.shared.config import AdapterConfig
 from ownlet.shared.metrics import Metric, paired_difference
-from ownlet.shared.model import SASRec
-from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.store import write_atomic
-from ownlet.shared.window_mode import window_federation
-from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import Cases, model_ranks
-from ownlet.simulations.line_search import best_length
-from ownlet.simulations.pretrain import PretrainConfig, pretrain
+from ownlet.simulations.benchmarks.window_cells import (
+    Cell,
+    WindowTask,
+    epsilon_label,
+    make_window_base,
+    run_cell,
+    setting_of,
+)
 from ownlet.simulations.progress import Silent
-from ownlet.simulations.run import simulate
-from ownlet.simulations.setting import DataConfig, Setting, prepare
-from ownlet.simulations.start import start_adapter
-from ownlet.simulations.store import EventStore
+from ownlet.simulations.setting import DataConfig
+from ownlet.simulations.workers import worker_pool
 
 __all__ = ["Point", "main", "smallest_fleet"]
-
-_TESTED = 3000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +56,14 @@ class Point:
     Args:
         epsilon: window level; infinity is a run that clips and adds nothing.
         fleet: devices, each asked once.
+        step: how far a gradient of length C moved the adapter; 0 is what the noise suggests.
         gain: NDCG@10 over the base on the tested devices, paired, mean over seeds.
         lengths: of the step that public users chose, per seed; 0 is nothing published.
     """
 
     epsilon: float
     fleet: int
+    step: float
     gain: Metric
     lengths: tuple[float, ...]
 
@@ -93,45 +89,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=AdapterConfig().rank)
     parser.add_argument("--targets", default="", help="layers with commas; by default what suits the method")
     parser.add_argument("--out", type=Path, default=Path("bench"))
+    parser.add_argument("--steps", default="0", help="learning rates times C, with commas; 0 follows from the noise")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(arguments)
-    console = Console()
-    setting = prepare(_data(options.data, max(_numbers(options.fleets))))
     adapter = AdapterConfig(
         method=options.method,
         rank=options.rank,
         alpha=2.0 * options.rank,
         target_modules=tuple(options.targets.split(",")) if options.targets else None,
     )
+    task = WindowTask(data=_data(options.data, max(_numbers(options.fleets))), adapter=adapter)
+    setting, console = setting_of(task.data), Console()
     fleets = sorted({min(fleet, len(setting.devices)) for fleet in _numbers(options.fleets)})
     epsilons = [math.inf if text == "none" else float(text) for text in options.epsilons.split(",")]
-    cells = [(epsilon, fleet) for fleet in fleets for epsilon in epsilons]
-    ranks: dict[tuple[float, int], list[tuple[NDArray[np.int64], float]]] = {cell: [] for cell in cells}
-    base_ranks = []
-    for seed in _numbers(options.seeds):
-        model = _base(setting, seed)
-        base_ranks.append(model_ranks(model, _test(setting)))
-        for cell in track(cells, description=f"seed {seed}", console=console):
-            ranks[cell].append(_run(model, setting, adapter, *cell, seed))
-    points = [
-        Point(
-            epsilon=epsilon,
-            fleet=fleet,
-            gain=paired_difference(np.stack([r for r, _ in found]), np.stack(base_ranks))["ndcg@10"],
-            lengths=tuple(length for _, length in found),
-        )
-        for (epsilon, fleet), found in ranks.items()
-    ]
+    steps = [float(text) for text in options.steps.split(",")]
+    kinds = [(epsilon, fleet, step) for fleet in fleets for epsilon in epsilons for step in steps]
+    points = measure(task, kinds, _numbers(options.seeds), options.out, options.workers, console)
     console.print(_table(setting.data.name, points))
-    for epsilon in epsilons:
+    for epsilon in epsilons if len(steps) == 1 else ():
         smallest = smallest_fleet(points, epsilon)
         pays = "no fleet that was tried" if smallest is None else f"{smallest:,} devices"
-        console.print(f"ε {_label(epsilon)}: it pays from {pays}", highlight=False)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"window_level_{setting.data.name.replace(' ', '_')}"
-    plain = [{**asdict(point), "epsilon": _label(point.epsilon)} for point in points]
+        console.print(f"ε {epsilon_label(epsilon)}: it pays from {pays}", highlight=False)
+    path = options.out / f"window_level_{setting.data.name.replace(' ', '_')}{'' if len(steps) == 1 else '_steps'}"
+    plain = [{**asdict(point), "epsilon": epsilon_label(point.epsilon)} for point in points]
     write_atomic(path.with_suffix(".json"), (json.dumps(plain, indent=1) + "\n").encode())
-    _draw(setting.data.name, points).savefig(path.with_suffix(".png"), dpi=120)
-    console.print(f"{path}.json, {path}.png", highlight=False)
+    console.print(f"{path}.json", highlight=False)
+    if len(steps) == 1:
+        _draw(setting.data.name, points).savefig(path.with_suffix(".png"), dpi=120)
+        console.print(f"{path}.png", highlight=False)
+
+
+def measure(
+    task: WindowTask,
+    kinds: Sequence[tuple[float, int, float]],
+    seeds: Sequence[int],
+    out: Path,
+    workers: int,
+    console: Console,
+) -> list[Point]:
+    """Run what is not on file, and return a point per (epsilon, fleet, step) over all seeds."""
+    task.folder(out).mkdir(parents=True, exist_ok=True)
+    cells = [Cell(epsilon=e, fleet=fleet, step=step, seed=seed) for e, fleet, step in kinds for seed in seeds]
+    with worker_pool(workers, Silent()) as pool:
+        trained = [pool.submit(make_window_base, task, seed, out) for seed in seeds]
+        bases = [done.result() for done in track(trained, description="bases", console=console)]
+        started = [(cell, pool.submit(run_cell, task, cell, out)) for cell in cells]
+        found = {cell: done.result() for cell, done in track(started, description="runs", console=console)}
+    points = []
+    for epsilon, fleet, step in kinds:
+        runs = [found[Cell(epsilon=epsilon, fleet=fleet, step=step, seed=seed)] for seed in seeds]
+        gain = paired_difference(np.stack([ranks for ranks, _ in runs]), np.stack(bases))["ndcg@10"]
+        lengths = tuple(length for _, length in runs)
+        points.append(Point(epsilon=epsilon, fleet=fleet, step=step, gain=gain, lengths=lengths))
+    return points
 
 
 def _data(path: Path | None, largest: int) -> DataConfig:
@@ -142,56 +152,25 @@ def _data(path: Path | None, largest: int) -> DataConfig:
     return DataConfig(num_users=users, public_fraction=750 / users, held_out_fraction=0.8)
 
 
-def _base(setting: Setting, seed: int) -> SASRec:
-    content = content_vectors(setting.data.items)
-    return pretrain(setting.public, setting.validation, content, ModelConfig(), PretrainConfig(seed=seed))
-
-
-def _run(
-    base: SASRec, setting: Setting, adapter: AdapterConfig, epsilon: float, fleet: int, seed: int
-) -> tuple[NDArray[np.int64], float]:
-    """Federate over the first devices; return ranks (tested,) of what public users let through, and its length."""
-    model = copy.deepcopy(base)
-    spec = attach_adapter(model, adapter)
-    config = _federation(epsilon, seed)
-    start = start_adapter(adapter, CompressionConfig(), model, spec, setting.public, config.windows, seed, Silent())
-    devices = EventStore.of(setting.devices[:fleet])
-    result = simulate(CohortEngine(model, spec), devices, start, config)
-    vector, length = best_length(model, spec, start, result.vector, setting.validation)
-    return model_ranks(model, _test(setting), spec=spec, vectors=vector), length
-
-
-def _federation(epsilon: float, seed: int) -> FederationConfig:
-    if math.isinf(epsilon):  # the same without noise: what the clip alone leaves
-        return replace(window_federation(1.0, seed=seed), unit="none", plan=_noiseless())
-    sigma = noise_multiplier_for(target_epsilon=epsilon, dp_delta=1e-5, cohort_rate=1.0, rounds=1)
-    return window_federation(sigma, seed=seed, target_epsilon=epsilon)
-
-
-def _noiseless() -> Plan:
-    return replace(window_federation(1.0).plan, noise_multiplier=0.0)
-
-
-def _test(setting: Setting) -> Cases:
-    return Cases(histories=setting.test.histories[:_TESTED], targets=setting.test.targets[:_TESTED])
-
-
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _label(epsilon: float) -> str:
-    return "none" if math.isinf(epsilon) else f"{epsilon:g}"
-
-
 def _table(name: str, points: Sequence[Point]) -> Table:
     table = Table(title=f"{name}: gain in NDCG@10 under window-level privacy", title_justify="left")
-    for column in ("devices", "ε", "gain", "95 % interval", "lengths"):
+    for column in ("devices", "ε", "step", "gain", "95 % interval", "lengths"):
         table.add_column(column, justify="right")
     for point in points:
         interval = f"{point.gain.low:+.4f} to {point.gain.high:+.4f}"
         lengths = ", ".join(f"{length:g}" for length in point.lengths)
-        table.add_row(f"{point.fleet:,}", _label(point.epsilon), f"{point.gain.value:+.4f}", interval, lengths)
+        table.add_row(
+            f"{point.fleet:,}",
+            epsilon_label(point.epsilon),
+            f"{point.step:g}" if point.step else "by noise",
+            f"{point.gain.value:+.4f}",
+            interval,
+            lengths,
+        )
     return table
 
 
@@ -213,7 +192,7 @@ def _draw(name: str, points: Sequence[Point]) -> Figure:
     for fleet in fleets:
         mine = sorted((p for p in points if p.fleet == fleet), key=lambda p: p.epsilon)
         right.plot(range(len(mine)), [p.gain.value for p in mine], "o-", markersize=4, label=f"{fleet:,} devices")
-    right.set_xticks(range(len(epsilons)), [_label(epsilon) for epsilon in epsilons])
+    right.set_xticks(range(len(epsilons)), [epsilon_label(epsilon) for epsilon in epsilons])
     right.set_xlabel("ε, window level")
     for axes in (left, right):
         axes.axhline(0, color="#718096", linewidth=1, linestyle="--")
