@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ownlet.shared.config import MethodName
 from ownlet.shared.store import write_atomic
-from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.centralised import train_centralised
 from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
+from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.quality_config import (
     QualityConfig,
@@ -76,7 +76,7 @@ class Federated:
 def make_base(config: QualityConfig, data: QualityData, seed: int, folder: Path, progress: Progress) -> None:
     """Train a base, and rank the devices' last events by it."""
     path, recipe = _base_path(folder, data, seed), replace(data.recipe, seed=seed)
-    model = base_on_file(path, f"{data.name}, seed {seed}: base", setting_of(data), config.model, recipe, progress)
+    model = pretrain_once(path, f"{data.name}, seed {seed}: base", setting_of(data), config.model, recipe, progress)
     ranks = path.with_suffix(".npz")
     if not ranks.exists():
         _save(ranks, base=model_ranks(model, _test(data)))

@@ -29,10 +29,10 @@ from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.store import write_atomic
-from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import mean_ndcg, model_ranks
 from ownlet.simulations.pretrain import load_base
+from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.quality_config import Choice, QualityConfig, QualityData, setting_of
 from ownlet.simulations.run import simulate
@@ -135,7 +135,7 @@ def rehearsal_of(data: QualityData) -> Setting:
 def make_rehearsal_base(config: QualityConfig, data: QualityData, folder: Path, progress: Progress) -> None:
     """Train the rehearsal's base, on the first seed."""
     name, recipe = f"{data.name}: base of the rehearsal", replace(data.recipe, seed=config.seeds[0])
-    base_on_file(_base_path(data, folder), name, rehearsal_of(data), config.model, recipe, progress)
+    pretrain_once(_base_path(data, folder), name, rehearsal_of(data), config.model, recipe, progress)
 
 
 def tune(config: QualityConfig, data: QualityData, method: MethodName, folder: Path, progress: Progress) -> Tuned:

@@ -29,11 +29,11 @@ from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.windows import WindowStack
-from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import Cases, is_publishable, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig
+from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting
@@ -206,7 +206,7 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
 
 def _base(config: TrialConfig, setting: Setting, seed: int, folder: Path, progress: Progress) -> SASRec:
     name, recipe = f"seed {seed}: base on {len(setting.public)} public users", replace(config.recipe, seed=seed)
-    return base_on_file(folder / "base.pt", name, setting, config.model, recipe, progress)
+    return pretrain_once(folder / "base.pt", name, setting, config.model, recipe, progress)
 
 
 def run_config(config: TrialConfig, epsilon: float, seed: int) -> FederationConfig:

@@ -66,11 +66,7 @@ def not_protected(subject: Subject, units: Sequence[str]) -> tuple[str, ...]:
         "The history and the recommendations themselves, on the device, are protected by the device and the app's key.",
     ]
     if "user" in units:
-        sentences.insert(
-            0,
-            "The server sees each node's reply, and their sum before it adds the noise. This does not protect users "
-            "from the server.",
-        )
+        sentences.insert(0, _seen_by_the_server(subject))
     if "window" in units:
         sentences.insert(
             0,
@@ -91,6 +87,21 @@ def not_protected(subject: Subject, units: Sequence[str]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def _seen_by_the_server(subject: Subject) -> str:
+    terms = terms_of(subject)
+    if terms is None or not terms.secure.enabled:
+        return (
+            "The server sees each node's reply, and their sum before it adds the noise. This does not protect users "
+            "from the server."
+        )
+    stated = subject.stated.get("server_epsilon") if isinstance(subject, RunSubject) else None
+    spent = "" if stated is None else f" For it, epsilon is {stated:.3f}."
+    return (
+        "The server sees the sum of each round with its noise, and knows whom it asked: sampling hides nobody from it."
+        + spent
+    )
+
+
 def terms_of(subject: Subject) -> FederationConfig | None:
     """Return the public numbers of the run that the subject is, or belongs to; a ledger has none."""
     match subject:
@@ -109,8 +120,17 @@ def units_of(subject: Subject) -> tuple[str, ...]:
     return (terms.unit,) if terms is not None and terms.unit != "none" else ()
 
 
-def trust(units: Sequence[str]) -> Field:
+def trust(units: Sequence[str], terms: FederationConfig | None) -> Field:
     """Say who must be trusted."""
+    if terms is not None and terms.secure.enabled and terms.unit == "user":
+        return a_field(
+            "trust_model",
+            "Trust model",
+            "distributed (user)",
+            "Each node adds a share of the noise, and the server learns only sums that have it. It is trusted with "
+            f"nothing, as long as at most {terms.secure.colluding:.0%} of the nodes work with it and it did not "
+            "invent nodes; each node is trusted with its own users.",
+        )
     texts = {
         "user": "the server adds the noise and sees sums without it. This does not protect from the server.",
         "window": "the device adds the noise before anything leaves. Nobody else has to be trusted, but the "

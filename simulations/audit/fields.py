@@ -74,7 +74,7 @@ def fields_of(
         _parameters(subject, terms, promises),
         _once(promises),
         _total(subject, promises),
-        trust(units),
+        trust(units, terms),
         sampling_assumed(units, terms, subject),
         sampling_implemented(subject, checks),
         randomness(subject),
@@ -160,6 +160,9 @@ def _mechanism(units: Sequence[str], terms: FederationConfig | None) -> Field:
         "user": "the server adds one Gaussian to the sum of a round's clipped deltas",
         "window": "the device adds a Gaussian to the sum of clipped gradients in every training step (DP-SGD)",
     }
+    if terms is not None and terms.secure.enabled:
+        where["user"] = "every node adds a share of the noise to its sum, in whole numbers, and masks it; what counts "
+        where["user"] += "is the noise of the shares that arrived"
     return a_field(
         "mechanism",
         title,
@@ -172,6 +175,8 @@ def _mechanism(units: Sequence[str], terms: FederationConfig | None) -> Field:
 def _mechanism_of(terms: FederationConfig) -> str:
     if terms.correlated:
         return "Gaussian, correlated over rounds"
+    if terms.secure.enabled and terms.unit == "user":
+        return "Discrete Gaussian, in shares, Poisson-subsampled" if not terms.turns else "Discrete Gaussian, in shares"
     sampled = terms.plan.sample_rate < 1 if terms.unit == "window" else not terms.turns and terms.cohort_rate < 1
     return "Poisson-subsampled Gaussian" if sampled else "Gaussian"
 

@@ -101,7 +101,7 @@ def _of_run(subject: RunSubject, effort: Effort, base: Path | None) -> Fitting:
         return Fitting(skipped=(f"Nothing was measured: {why}.",))
     trainer = cache(partial(trainer_of, subject, base))
     if terms.unit == "user":
-        return Fitting(audits=_server_audits(subject, terms, trainer, effort))
+        return _of_server(subject, terms, trainer, effort)
     name, taken = f"{subject.engine} engine", _participations(subject)
     return Fitting(
         audits=(
@@ -117,21 +117,28 @@ def _of_run(subject: RunSubject, effort: Effort, base: Path | None) -> Fitting:
     )
 
 
-def _server_audits(
-    subject: RunSubject, terms: FederationConfig, trainer: Callable[[], Trainer], effort: Effort
-) -> tuple[Audit, ...]:
+def _of_server(subject: RunSubject, terms: FederationConfig, trainer: Callable[[], Trainer], effort: Effort) -> Fitting:
     """Return the audits of a user-level run; the last one looks for the run's own users, in its own data."""
     name, kept = f"server, {subject.engine} engine", subject.checkpoint
-    audits = [
-        Audit(
-            name=f"component audit of the {name}",
-            run=lambda: _audit_server(trainer(), terms, name, effort),
-        ),
+    audits, skipped = [], []
+    if terms.secure.enabled:
+        skipped.append(
+            "The parts of a round were not measured one by one: that audit knows noise which the server adds, and here "
+            "nodes add it. The federated audit runs whole rounds, masks and shares of noise included."
+        )
+    else:
+        audits.append(
+            Audit(
+                name=f"component audit of the {name}",
+                run=lambda: _audit_server(trainer(), terms, name, effort),
+            )
+        )
+    audits.append(
         Audit(
             name=f"federated audit of the {name}",
             run=lambda: _audit_canary_clients(trainer(), terms, name, effort),
-        ),
-    ]
+        )
+    )
     if kept is not None:
         audits.append(
             Audit(
@@ -146,7 +153,7 @@ def _server_audits(
                 ),
             )
         )
-    return tuple(audits)
+    return Fitting(audits=tuple(audits), skipped=tuple(skipped))
 
 
 def _why_not(terms: FederationConfig) -> str | None:

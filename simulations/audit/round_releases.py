@@ -27,6 +27,8 @@ from ownlet.simulations.store import EventStore
 
 __all__ = ["plain_config", "released_rounds"]
 
+_NODES_OF_A_SECURE_SUM = 8
+
 
 def plain_config(config: FederationConfig, start: Vector, num_users: int, *, seed: int | None) -> FederationConfig:
     """Return the run that is audited: the config's mechanism, without what does not change what is released.
@@ -84,7 +86,10 @@ def released_rounds(
         start,
         config,
         num_users=num_users,
-        grid=InProcessGrid(make_client_app(lambda context: shard, simulated=True), 1),
+        grid=InProcessGrid(
+            make_client_app(lambda context: shard, simulated=True),
+            _NODES_OF_A_SECURE_SUM if config.secure.enabled else 1,
+        ),
         on_round=on_round,
     )
     trained = np.stack(path)[:, shard.engine.spec.trainable].astype(np.float64)  # (rounds + 1, num_trainable)

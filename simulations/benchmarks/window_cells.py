@@ -17,11 +17,11 @@ from ownlet.shared.lora import attach_adapter
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.store import write_atomic
 from ownlet.shared.window_mode import window_federation, window_step
-from ownlet.simulations.base_on_file import base_on_file
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import Cases, model_ranks
 from ownlet.simulations.line_search import best_length
 from ownlet.simulations.pretrain import PretrainConfig, load_base
+from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting, prepare
@@ -79,7 +79,7 @@ def epsilon_label(epsilon: float) -> str:
 def make_window_base(task: WindowTask, seed: int, out: Path, progress: Progress) -> NDArray[np.int64]:
     """Return the ranks (tested,) of a seed's base, which is trained where it is not on file."""
     path, setting = _base_path(task, seed, out), setting_of(task.data)
-    model = base_on_file(path, f"base, seed {seed}", setting, ModelConfig(), PretrainConfig(seed=seed), progress)
+    model = pretrain_once(path, f"base, seed {seed}", setting, ModelConfig(), PretrainConfig(seed=seed), progress)
     return model_ranks(model, _test(setting))
 
 

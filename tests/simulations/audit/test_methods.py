@@ -10,6 +10,7 @@ from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig
 from ownlet.shared.errors import AdapterError, DataError
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.model import SASRec
+from ownlet.shared.secure_config import SecureConfig
 from ownlet.simulations.audit.measure import run_audits
 from ownlet.simulations.audit.methods import Effort, audits_for
 from ownlet.simulations.audit.report import assemble
@@ -37,6 +38,8 @@ def test_each_subject_has_the_audits_that_fit_it(make_run: MakeRun, ledger_file:
         f"component audit of the {engine}",
         f"one-run audit of the {engine}",
     ]
+    masked = make_run(replace(USER, secure=SecureConfig(enabled=True)), name="masked", realised=[2.5] * 6)
+    assert names(masked)[0] == f"federated audit of the {server}"
     for path, key in ((make_run(NONE, name="none"), None), (ledger_file, APP_KEY)):
         fitting = audits_for(open_subject(path, key), EFFORT)
         assert fitting.audits == ()
@@ -118,6 +121,19 @@ def test_a_correct_run_is_measured_below_its_claim(make_run: MakeRun, base_file:
     assert not any(result.flagged for result in measured.results)
     component = measured.results[0]
     assert 0.8 * component.claim.epsilon < component.epsilon_lower <= component.claim.epsilon
+
+
+@pytest.mark.slow
+def test_masked_rounds_are_measured_as_they_are(make_run: MakeRun, base_file: Path) -> None:
+    windows = replace(USER.windows, window_length=6)
+    terms = replace(USER, noise_multiplier=0.5, secure=SecureConfig(enabled=True), windows=windows)
+    folder = make_run(terms, realised=[0.6] * 6)
+    publish(folder, base_file)
+    measured = run_audits(audits_for(open_subject(folder), EFFORT, base_file).audits[:1], Silent())
+    assert measured.failures == ()
+    (federated,) = measured.results
+    assert federated.figures["mean_cosine_sent"] > 2 * abs(federated.figures["mean_cosine_unsent"])
+    assert federated.epsilon_lower <= federated.claim.epsilon
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ownlet.shared.secure_config import SecureConfig
 from ownlet.simulations.audit.fields import FIELD_NAMES
 from ownlet.simulations.audit.measure import Audit, run_audits
 from ownlet.simulations.audit.plain import to_plain
@@ -121,3 +122,13 @@ def test_an_audit_that_ends_with_an_error_is_a_failed_check_and_the_others_go_on
     assert measured.results == (RESULT,)
     assert [(check.name, check.passed) for check in measured.failures] == [("ran", False)]
     assert measured.failures[0].statement == "The first could not be run: ZeroDivisionError: a bug"
+
+
+def test_secure_aggregation_is_not_called_central(make_run: MakeRun) -> None:
+    terms = replace(USER, secure=SecureConfig(enabled=True))
+    report = report_of(make_run(terms, realised=[2.5] * 6))
+    told = {field.name: field for field in report.fields}
+    assert told["trust_model"].value == "distributed (user)"
+    assert "discrete Gaussian" in told["mechanism"].value.replace("D", "d", 1)
+    assert not any("sees each node's reply" in line for line in report.not_protected)
+    assert any("sees each node's reply" in line for line in report_of(make_run(USER, name="b")).not_protected)

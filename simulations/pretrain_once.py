@@ -11,10 +11,10 @@ from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain, sav
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.setting import Setting
 
-__all__ = ["base_on_file"]
+__all__ = ["pretrain_once"]
 
 
-def base_on_file(
+def pretrain_once(
     path: Path, name: str, setting: Setting, model: ModelConfig, recipe: PretrainConfig, progress: Progress
 ) -> SASRec:
     """Return the base in a file; where there is none, train it on a setting's public users and save it.
