@@ -46,6 +46,7 @@ OPTIONS = {
     "target_epsilon": ("federation.target_epsilon",),
     "noise_multiplier": ("federation.noise_multiplier",),
     "robust": ("federation.robust.name",),
+    "wire": ("federation.wire.name",),
     "noise_plan": ("federation.noise_plan.name",),
     "min_separation": ("federation.noise_plan.min_separation",),
     "dp_delta": ("federation.dp_delta",),
@@ -119,6 +120,9 @@ def simulate(
         Literal["none", "median", "trimmed-mean", "norm-bound"],
         typer.Option(help="What limits the harm of nodes that lie; norm-bound goes with unit user, the others do not."),
     ] = "none",
+    wire: Annotated[
+        Literal["float32", "float16", "int8", "sparse"], typer.Option(help="Form in which a device's delta travels.")
+    ] = "float32",
     noise_plan: Annotated[
         Literal["independent", "blt"],
         typer.Option(help="blt: later noise takes back part of earlier noise; wants --min-separation."),

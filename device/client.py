@@ -19,10 +19,12 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from ownlet.device.secure_app import add_secure_sum
+from ownlet.device.sending import Residuals, send
 from ownlet.device.train import Engine, local_deltas
+from ownlet.shared.coding import places_of_round
 from ownlet.shared.delta import clip_to_norm, count_within
 from ownlet.shared.errors import FederationError
-from ownlet.shared.noise import AesNoise, NoiseSource, SimulatedNoise
+from ownlet.shared.noise import AesNoise, SimulatedNoise
 from ownlet.shared.secure_sum.coding import quantise
 from ownlet.shared.secure_sum.discrete_gaussian import discrete_gaussian
 from ownlet.shared.secure_sum.purpose import Purpose
@@ -69,29 +71,47 @@ class Shard(Protocol):
 
 
 def answer(
-    request: TrainRequest, shard: Shard, *, memory_bytes: int = _MEMORY_BYTES, on_users: OnUsers | None = None
+    request: TrainRequest,
+    shard: Shard,
+    *,
+    memory_bytes: int = _MEMORY_BYTES,
+    on_users: OnUsers | None = None,
+    residuals: Residuals | None = None,
 ) -> TrainReply:
-    """Train every user of the request and sum their clipped deltas.
+    """Train every user of the request, code their clipped deltas as each device would, and sum what that decodes to.
+
+    So the sum does not depend on how users are spread over nodes, and one user moves it by what one message may hold.
+    Were the sum of many coded instead, its coarser steps would let one user move it by more than C.
 
     Args:
         request: what the server asks.
         shard: the users and the engine.
         memory_bytes: users are handed to the engine in groups whose adapters take about this much, one at the least.
         on_users: called after each of these groups.
+        residuals: where devices keep what their messages leave out; needed where the request's wire has error feedback.
 
     Returns:
-        The sum over users, added up in float64, sent in float32; behind it their count, where the request counts.
+        The sum over users, added up in float64, sent in float32; behind it their count, where the request counts. Of
+        one user whose delta is coded, that code, too.
 
     Raises:
         AdapterError: the vector does not fit the node's adapter.
-        FederationError: another base, a user twice, or a user that the node does not host.
+        FederationError: another base, a user twice, a user that the node does not host, or no place for residuals.
     """
-    total, count = np.zeros(shard.engine.spec.num_trainable, dtype=np.float64), 0.0
-    for clipped, within in _clipped_groups(request, shard, memory_bytes, on_users):
-        total += clipped.sum(axis=0, dtype=np.float64)
+    total, count, coded = np.zeros(shard.engine.spec.num_trainable, dtype=np.float64), 0.0, None
+    for clipped, within, users in _clipped_groups(request, shard, memory_bytes, on_users):
+        coins = [device_noise(request.seed, request.round, user) for user in users] if request.wire.is_coded else []
+        sent = send(clipped, users, request, coins, residuals)
+        total += sent.deltas.sum(axis=0, dtype=np.float64)
         count += within
+        coded = sent.coded if len(request.users) == 1 else None
+    total = total[places_of_round(request.wire, request.round, len(total))]
+    if request.counts:
+        total = np.append(total, count)
+        coded = None if coded is None else np.concatenate([coded, np.frombuffer(np.float32(count).tobytes(), np.uint8)])
     return TrainReply(
-        total=(np.append(total, count) if request.counts else total).astype(np.float32),
+        total=total.astype(np.float32),
+        coded=coded,
         round=request.round,
         version=request.version,
         base_hash=shard.base_hash,
@@ -123,15 +143,15 @@ def coded_sum(
     if asked != (purpose.round, purpose.version, purpose.base_hash, purpose.clip_norm):
         raise FederationError(f"request must be what all nodes agreed on, got another in round {request.round}")
     total = discrete_gaussian(source, shard.engine.spec.num_trainable, purpose.coding.variance)
-    for clipped, _ in _clipped_groups(request, shard, _MEMORY_BYTES, on_users):
+    for clipped, _, _ in _clipped_groups(request, shard, _MEMORY_BYTES, on_users):
         total += quantise(clipped, request.clip_norm, purpose.coding, source).sum(axis=0)
     return total
 
 
 def _clipped_groups(
     request: TrainRequest, shard: Shard, memory_bytes: int, on_users: OnUsers | None
-) -> Iterator[tuple[NDArray[np.float32], float]]:
-    """Yield the clipped deltas of some users after others, (users, num_trainable), and their count within the clip."""
+) -> Iterator[tuple[NDArray[np.float32], float, Sequence[int]]]:
+    """Yield some users after others: clipped deltas (users, num_trainable), their count within the clip, who it is."""
     _check(request, shard)
     spec = shard.engine.spec
     users_at_once = max(1, memory_bytes // (_COPIES * 4 * spec.size))
@@ -143,12 +163,12 @@ def _clipped_groups(
             deltas = local_deltas(shard.engine, request.vector, windows, request.plan, noises)
             within = count_within(deltas, request.clip_norm)
             clipped = clip_to_norm(deltas, request.clip_norm)
-        yield _finite_or_zero(clipped), within
+        yield _finite_or_zero(clipped), within, users
         if on_users is not None:
             on_users(len(users), len(request.users))
 
 
-def device_noise(seed: int | None, round_number: int, user: int) -> NoiseSource:
+def device_noise(seed: int | None, round_number: int, user: int) -> AesNoise | SimulatedNoise:
     """Return a user's source of masks and noise: from the operating system, or from a seed in a simulation."""
     return AesNoise() if seed is None else SimulatedNoise(seed, round_number, user)
 
@@ -179,7 +199,11 @@ def _finite_or_zero(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def make_client_app(
-    load_shard: Callable[[Context], Shard], *, simulated: bool = False, on_users: OnUsers | None = None
+    load_shard: Callable[[Context], Shard],
+    *,
+    simulated: bool = False,
+    on_users: OnUsers | None = None,
+    residuals: Residuals | None = None,
 ) -> ClientApp:
     """Return the Flower app of a node.
 
@@ -192,6 +216,7 @@ def make_client_app(
         simulated: the users are simulated, so the server may choose the seed of their masks and noise. A node of real
             users refuses one: who knows the seed can take the noise away again.
         on_users: for progress where the app runs in the watcher's process; see ``answer``.
+        residuals: where devices keep what their messages leave out; without it a node refuses error feedback.
     """
     app = ClientApp()
 
@@ -214,7 +239,9 @@ def make_client_app(
     def train(message: Message, context: Context) -> Message:
         shard = load_shard(context)
         request = asked(message, shard)
-        return Message(reply_to_records(answer(request, shard, on_users=on_users)), reply_to=message)
+        return Message(
+            reply_to_records(answer(request, shard, on_users=on_users, residuals=residuals)), reply_to=message
+        )
 
     @app.query(PLACE_ACTION)
     def place(message: Message, context: Context) -> Message:

@@ -35,7 +35,7 @@ def check_terms(terms: FederationConfig, windows: WindowConfig) -> None:
     """Check what a server asks for against what a bundle can do.
 
     Raises:
-        ConfigError: windows other than the bundle's, an adaptive clip, or correlated noise.
+        ConfigError: windows other than the bundle's, an adaptive clip, correlated noise, or another wire.
         PrivacyError: windows that share events where the window is the privacy unit.
     """
     require(
@@ -47,6 +47,11 @@ def check_terms(terms: FederationConfig, windows: WindowConfig) -> None:
         not terms.correlated,
         "noise_plan must be independent in terms for a device that answers on its own: it charges round by round",
         noise_plan=terms.noise_plan.name,
+    )
+    require(
+        terms.wire.name == "float32",
+        "name of wire must be float32 in terms for a device that answers on its own: its update holds plain numbers",
+        wire=terms.wire.name,
     )
     require(terms.windows == windows, f"windows must be the bundle's {windows}", windows=terms.windows)
     if terms.unit == "window" and windows.context_length > 0:

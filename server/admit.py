@@ -14,8 +14,10 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from ownlet.shared.adapter import Vector
+from ownlet.shared.coding import coded_bytes, decode, places_of_round, sent_numbers
 from ownlet.shared.errors import FederationError, ReplyRejectedError
-from ownlet.shared.wire import decode_vector
+from ownlet.shared.wire import decode_bytes, decode_vector
+from ownlet.shared.wire_config import FLOAT32, WireConfig
 
 __all__ = ["LARGEST_NORM", "Expected", "admit"]
 
@@ -38,6 +40,7 @@ class Expected:
         clip_norm: C; infinity means none but ``LARGEST_NORM``.
         users_by_node: node id -> how many users it was asked to train.
         counts: whether a number of users within the clip norm follows the delta.
+        wire: the form of a delta. A node of several users sends their sum in float32 where a single one codes its own.
     """
 
     round: int
@@ -47,6 +50,7 @@ class Expected:
     clip_norm: float
     users_by_node: Mapping[int, int]
     counts: bool = False
+    wire: WireConfig = FLOAT32
 
 
 def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> Vector:
@@ -80,7 +84,7 @@ def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> 
     if problem := _problem_of_header(reply.content["reply"], expected, expected.users_by_node[node]):
         raise reject("admit", problem)
     try:
-        total = decode_vector(reply.content, "delta", "total", expected.num_trainable + expected.counts)
+        total = _decoded(reply, expected, expected.users_by_node[node])
     except FederationError as error:
         raise reject("decode", str(error)) from error
     if not np.isfinite(total).all():
@@ -91,6 +95,22 @@ def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> 
         raise reject("admit", f"the norm of the sum must be at most users * clip_norm, {bound:g}")
     if expected.counts and abs(float(total[-1])) > users / 2:
         raise reject("admit", f"the count must be at most half the users, {users / 2:g}")
+    return total
+
+
+def _decoded(reply: Message, expected: Expected, num_users: int) -> Vector:
+    """Return the sum, and the count behind it, that a reply of any form says."""
+    wire, size = expected.wire, expected.num_trainable
+    if wire.is_coded and num_users == 1:
+        length = coded_bytes(wire, size)
+        data = decode_bytes(reply.content, "delta", "total", length + 4 * expected.counts)
+        delta = decode(data[:length], wire, min(expected.clip_norm, LARGEST_NORM) * (1 + _TOLERANCE))
+        return np.concatenate([delta, np.frombuffer(data[length:].tobytes(), "<f4")])
+    sent = decode_vector(reply.content, "delta", "total", sent_numbers(wire, size) + expected.counts)
+    if wire.name != "sparse":
+        return sent
+    total = np.zeros(size, np.float32)
+    total[places_of_round(wire, expected.round, size)] = sent
     return total
 
 

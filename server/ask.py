@@ -23,7 +23,7 @@ from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.wire import TrainRequest, requests_to_records
+from ownlet.shared.wire import TrainRequest, array_bytes, requests_to_records
 
 __all__ = ["Answers", "ask"]
 
@@ -42,6 +42,7 @@ class Answers:
         rejected: why other answers are not.
         num_missing: nodes that were not connected or did not answer in time.
         noise_multiplier: under secure aggregation, of the nodes' noise that is in the total.
+        bytes_up, bytes_down: of the arrays in admitted replies and in requests; not counted under secure aggregation.
     """
 
     asked: Mapping[int, tuple[int, ...]]
@@ -50,6 +51,8 @@ class Answers:
     rejected: tuple[str, ...]
     num_missing: int
     noise_multiplier: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
 
 
 def ask(
@@ -95,6 +98,7 @@ def ask(
             users=users,
             seed=config.seed,
             counts=config.counts,
+            wire=config.wire,
         )
         for partition, users in asked.items()
         if partition in node_of
@@ -131,6 +135,7 @@ def _ask_each(
     if not requests:
         return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
     ttl, first = config.reply_timeout_seconds, next(iter(requests.values()))
+    bytes_down = len(requests) * array_bytes(next(requests_to_records([first])))
     messages = (
         Message(records, node, "train", group_id=str(first.round), ttl=ttl)
         for node, records in zip(requests, requests_to_records(requests.values()), strict=True)
@@ -143,6 +148,7 @@ def _ask_each(
         clip_norm=first.clip_norm,
         users_by_node={node: len(request.users) for node, request in requests.items()},
         counts=config.counts,
+        wire=config.wire,
     )
     found = collect(replies_to(nodes.grid, messages, ttl), expected, combiner)
     return Answers(
@@ -151,6 +157,8 @@ def _ask_each(
         num_admitted=len(found.admitted),
         rejected=found.rejected,
         num_missing=len(asked) - len(found.heard),
+        bytes_up=found.num_bytes,
+        bytes_down=bytes_down,
     )
 
 

@@ -57,6 +57,8 @@ class RoundResult:
         quality: of the adapter on held-out public users, where this round was judged.
         noise_multiplier: sigma that the round is charged with, where it is known only afterwards (secure aggregation).
         server_epsilon: spent so far against a server that sees each round's sum and knows who was asked; there, too.
+        bytes_up: of the arrays in the replies that were admitted; not counted under secure aggregation.
+        bytes_down: of the arrays in the requests; there not, too.
     """
 
     round: int
@@ -74,6 +76,8 @@ class RoundResult:
     quality: float | None = None
     noise_multiplier: float | None = None
     server_epsilon: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

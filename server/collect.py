@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ownlet.server.admit import Expected, admit
 from ownlet.server.combine import Combiner
 from ownlet.shared.errors import ReplyRejectedError
+from ownlet.shared.wire import array_bytes
 
 __all__ = ["Collected", "collect"]
 
@@ -25,12 +26,14 @@ class Collected:
         admitted: nodes whose reply is in it.
         heard: nodes that were asked and that answered, well or not.
         rejected: why other replies are not in it.
+        num_bytes: of the arrays in the admitted ones.
     """
 
     total: NDArray[np.float64]
     admitted: frozenset[int]
     heard: frozenset[int]
     rejected: tuple[str, ...]
+    num_bytes: int = 0
 
 
 def collect(replies: Iterable[Message], expected: Expected, combiner: Combiner) -> Collected:
@@ -44,6 +47,7 @@ def collect(replies: Iterable[Message], expected: Expected, combiner: Combiner) 
     admitted: set[int] = set()
     heard: set[int] = set()
     rejected: list[str] = []
+    num_bytes = 0
     for reply in replies:
         node = reply.metadata.src_node_id
         heard.add(node)
@@ -53,10 +57,12 @@ def collect(replies: Iterable[Message], expected: Expected, combiner: Combiner) 
             rejected.append(str(error))
             continue
         admitted.add(node)
+        num_bytes += array_bytes(reply.content)
         combiner.add(total, expected.users_by_node[node])
     return Collected(
         total=combiner.result(),
         admitted=frozenset(admitted),
         heard=frozenset(heard & set(expected.users_by_node)),
         rejected=tuple(sorted(rejected)),
+        num_bytes=num_bytes,
     )

@@ -14,6 +14,7 @@ from ownlet.server.adaptive_clip import delta_multiplier, next_clip_norm
 from ownlet.server.aggregate import average_of
 from ownlet.server.checkpoint import ServerState
 from ownlet.server.correlated_noise import NoiseState, draw_noise
+from ownlet.shared.coding import places_of_round
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.noise import AesNoise
 
@@ -37,6 +38,10 @@ def release(
     """
     noise, after = _noise(config, state, num_users, source)
     clip_norm = state.clip_norm
+    if config.wire.name == "sparse":  # what nobody sends is zero whoever takes part, and needs no noise
+        places = places_of_round(config.wire, len(state.results) + 1, len(noise))
+        drawn, noise = noise, np.zeros_like(noise)
+        noise[places] = drawn[places]
     if config.counts:
         total, count = total[:-1], float(total[-1])
         clip_norm = next_clip_norm(config, clip_norm, count, num_users, source.child("count"))

@@ -187,5 +187,7 @@ def _close_round(
         update_norm=update_norm,
         seconds=time.monotonic() - started,
         clip_norm=clip_norm,
+        bytes_up=answers.bytes_up,
+        bytes_down=answers.bytes_down,
     )
     return replace(state, results=(*state.results, result))

@@ -17,6 +17,7 @@ from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
 from ownlet.shared.secure_config import SecureConfig
 from ownlet.shared.server_config import AdaptiveClip, NoisePlan, Robust, ServerOptimizer
+from ownlet.shared.wire_config import WireConfig
 
 __all__ = [
     "PERSONAL_PLAN",
@@ -226,6 +227,7 @@ class FederationConfig:
         dp_delta: the privacy parameter delta at which epsilon is reported.
         target_epsilon: the run stops before a round that would exceed it.
         secure: whether the server may see single replies, or only their sum; not with unit ``none``.
+        wire: in which form a device's delta travels; not under secure aggregation, which has a coding of its own.
         reply_timeout_seconds: how long a round waits for replies.
         seed: makes a simulation reproducible. None draws cohorts and noise from the operating system, as a deployment
             must.
@@ -254,6 +256,7 @@ class FederationConfig:
     dp_delta: float = 1e-5
     target_epsilon: float = math.inf
     secure: SecureConfig = field(default_factory=SecureConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
     reply_timeout_seconds: float = 600.0
     seed: int | None = None
     plan: Plan = field(default_factory=Plan)
@@ -286,6 +289,7 @@ class FederationConfig:
         require(all(rank >= 1 for rank in self.ranks), "ranks must be at least 1", ranks=self.ranks)
         self._check_noise_plan()
         self._check_robust()
+        self._check_wire()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -371,6 +375,32 @@ class FederationConfig:
             robust=name,
         )
 
+    def _check_wire(self) -> None:
+        wire = self.wire
+        require(
+            not self.secure.enabled or wire.name == "float32",
+            "name of wire must be float32 under secure aggregation, which codes deltas as whole numbers of its own",
+            wire=wire.name,
+        )
+        require(
+            not wire.error_feedback or self.svd_every == 0,
+            "error_feedback of wire must be false where svd_every turns the coordinates that it was kept in",
+            svd_every=self.svd_every,
+        )
+        if wire.name != "sparse":
+            return
+        require(
+            self.unit != "window",
+            "name of wire must not be sparse where unit is window: each number sent carries the noise of all",
+            unit=self.unit,
+        )
+        require(
+            not (self.correlated or self.counts or self.robust.name != "none"),
+            "name of wire must not be sparse with correlated noise, an adaptive clip or a robust combiner, which take "
+            "every number of every round for sent",
+            wire=wire.name,
+        )
+
     @property
     def correlated(self) -> bool:
         """Whether the noise of one round depends on that of others."""
@@ -421,6 +451,7 @@ class FederationConfig:
             "secure": SecureConfig(**raw.get("secure", {})),
             "robust": Robust(**raw.get("robust", {})),
             "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
+            "wire": WireConfig(**raw.get("wire", {})),
         }
         return cls(**{**_numbers(raw), **inner, "ranks": tuple(raw.get("ranks", ()))})
 

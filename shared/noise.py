@@ -59,6 +59,10 @@ class _Streams:
         return self._stream("items")
 
     @cached_property
+    def _coins(self) -> CipherContext:
+        return self._stream("coins")
+
+    @cached_property
     def _words(self) -> CipherContext:
         return self._stream("words")
 
@@ -127,6 +131,10 @@ class AesNoise(_Streams):
         uniform = self._uniform(self._items, windows * number).reshape(windows, number)
         return 1 + (uniform * num_items).astype(np.int64)
 
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        """Return (size,) independent multiples of 2^-53 in [0, 1), each equally likely: the coins of rounding."""
+        return self._uniform(self._coins, size)
+
     def words(self, size: int) -> NDArray[np.uint64]:
         """Return (size,) independent whole numbers, each of 0..2^64 - 1 equally likely."""
         return np.frombuffer(self._words.update(bytes(8 * size)), dtype="<u8").astype(np.uint64)
@@ -170,6 +178,10 @@ class SimulatedNoise(_Streams):
         """Return (windows, number) independent item numbers, each of 1..num_items equally likely."""
         words = np.frombuffer(self._items.update(bytes(8 * windows * number)), dtype="<u8")
         return 1 + (words % np.uint64(num_items)).astype(np.int64).reshape(windows, number)
+
+    def uniform(self, size: int) -> NDArray[np.float32]:
+        """Return (size,) independent multiples of 2^-24 in [0, 1), each equally likely."""
+        return self._uniform(self._coins, size)
 
     def _key_for(self, purpose: str) -> bytes:
         return hashlib.blake2b((self._name + purpose).encode(), digest_size=16).digest()

@@ -19,16 +19,20 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import FederationError
+from ownlet.shared.wire_config import FLOAT32, WireConfig
 
 __all__ = [
     "PLACE_ACTION",
     "Place",
     "TrainReply",
     "TrainRequest",
+    "array_bytes",
+    "decode_bytes",
     "decode_vector",
     "partition_of",
     "place_from_records",
@@ -42,6 +46,7 @@ __all__ = [
 PLACE_ACTION = "place"  # Flower message type "query.place": which partition does a node host?
 
 _HEADER_BYTES = 4096  # more than any .npy header
+_FLOAT, _BYTE = np.dtype("<f4"), np.dtype("|u1")
 
 
 def partition_of(user: int, num_partitions: int) -> int:
@@ -72,6 +77,7 @@ class TrainRequest:
         users: the users that the node must train, at least one.
         seed: only in a simulation that must be reproducible; None lets every device draw from its operating system.
         counts: whether the reply's last number shall say how many deltas were within ``clip_norm`` before clipping.
+        wire: the form of the reply.
     """
 
     vector: Vector
@@ -84,6 +90,7 @@ class TrainRequest:
     users: tuple[int, ...]
     seed: int | None = None
     counts: bool = False
+    wire: WireConfig = FLOAT32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +98,13 @@ class TrainReply:
     """What a node answers. No loss, norm or count of examples is in it: those are private outputs.
 
     Args:
-        total: (num_trainable,) the sum of the users' clipped deltas; where the request counts, one number more
-            (``delta.count_within``).
+        total: (num_trainable,) the sum of the users' clipped deltas, or, where the request's wire is sparse, those of
+            its numbers that travel; where the request counts, one number more (``delta.count_within``).
         round: of the request.
         version: of the adapter that the deltas are relative to.
         base_hash: of the base that the node trained on.
         num_users: how many users the node was asked to train, which the server knows already.
+        coded: what is sent in place of ``total``: of one user whose delta is coded; the count behind it in float32.
     """
 
     total: Vector
@@ -104,6 +112,7 @@ class TrainReply:
     version: int
     base_hash: str
     num_users: int
+    coded: NDArray[np.uint8] | None = None
 
 
 def request_to_records(request: TrainRequest) -> RecordDict:
@@ -134,6 +143,8 @@ def _values_of(request: TrainRequest) -> dict[str, Any]:
         values["seed"] = request.seed
     if request.counts:
         values["counts"] = True
+    if request.wire != FLOAT32:
+        values["wire"] = json.dumps(asdict(request.wire))
     return values
 
 
@@ -167,6 +178,7 @@ def request_from_records(records: RecordDict, size: int) -> TrainRequest:
             users=tuple(values["users"]),
             seed=values.get("seed"),
             counts=values.get("counts", False),
+            wire=WireConfig(**json.loads(values.get("wire", "{}"))),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise FederationError(f"request must have every field, got {error}") from error
@@ -180,7 +192,7 @@ def reply_to_records(reply: TrainReply) -> RecordDict:
         "base-hash": reply.base_hash,
         "num-users": reply.num_users,
     }
-    arrays = ArrayRecord({"total": Array(reply.total)})
+    arrays = ArrayRecord({"total": Array(reply.total if reply.coded is None else reply.coded)})
     return RecordDict({"delta": arrays, "reply": ConfigRecord(values)})
 
 
@@ -203,7 +215,20 @@ def place_from_records(records: RecordDict) -> Place:
     return Place(partition=partition, num_partitions=count)
 
 
+def array_bytes(records: RecordDict) -> int:
+    """Return how many bytes the arrays of a message take, their own headers included, all else not."""
+    return sum(len(array.data) for record in records.array_records.values() for array in record.values())
+
+
 def decode_vector(records: RecordDict, record: str, name: str, size: int) -> Vector:
+    """Return the one array of a record, decoded by its own bytes and not by what the message claims.
+
+    See ``decode_bytes``; this one wants float32 and returns it, finite or not.
+    """
+    return _decode(records, record, name, size, _FLOAT).astype(np.float32)
+
+
+def decode_bytes(records: RecordDict, record: str, name: str, size: int) -> NDArray[np.uint8]:
     """Return the one array of a record, decoded by its own bytes and not by what the message claims.
 
     Args:
@@ -213,34 +238,38 @@ def decode_vector(records: RecordDict, record: str, name: str, size: int) -> Vec
         size: the length that the array must have.
 
     Returns:
-        (size,) float32; finite or not.
+        (size,) bytes.
 
     Raises:
         FederationError: missing, another key, dtype, shape or length of data.
     """
+    return _decode(records, record, name, size, _BYTE)
+
+
+def _decode(records: RecordDict, record: str, name: str, size: int, wanted: np.dtype[Any]) -> NDArray[Any]:
     arrays = records.get(record)
     if not isinstance(arrays, ArrayRecord) or set(arrays) != {name}:
         raise FederationError(f"array record {record} must have exactly the key {name}")
     data = arrays[name].data
-    if len(data) > 4 * size + _HEADER_BYTES:
+    if len(data) > wanted.itemsize * size + _HEADER_BYTES:
         raise FederationError(f"array must have {size} numbers, got {len(data)} bytes")
-    if data.startswith(usual := _usual_header(size)) and len(data) == len(usual) + 4 * size:
-        return np.frombuffer(data, dtype="<f4", offset=len(usual)).astype(np.float32)
+    if data.startswith(usual := _usual_header(size, wanted)) and len(data) == len(usual) + wanted.itemsize * size:
+        return np.frombuffer(data, dtype=wanted, offset=len(usual))
     dtype, shape, start = _npy_header(data)
-    if dtype != np.dtype("<f4"):
-        raise FederationError(f"array must be float32, got dtype={dtype}")
+    if dtype != wanted:
+        raise FederationError(f"array must be {wanted}, got dtype={dtype}")
     if shape != (size,):
         raise FederationError(f"array must have shape ({size},), got shape={shape}")
-    if len(data) != start + 4 * math.prod(shape):
-        raise FederationError(f"array must have {4 * size} bytes of data, got {len(data) - start}")
-    return np.frombuffer(data, dtype="<f4", offset=start).astype(np.float32)
+    if len(data) != start + wanted.itemsize * math.prod(shape):
+        raise FederationError(f"array must have {wanted.itemsize * size} bytes of data, got {len(data) - start}")
+    return np.frombuffer(data, dtype=wanted, offset=start)
 
 
-@lru_cache(maxsize=8)
-def _usual_header(size: int) -> bytes:
-    """Return the header that NumPy writes for float32 (size,); to compare with it is far quicker than to parse it."""
+@lru_cache(maxsize=16)
+def _usual_header(size: int, dtype: np.dtype[Any]) -> bytes:
+    """Return the header that NumPy writes for an array (size,); to compare with it is far quicker than to parse it."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": (size,)})
     return stream.getvalue()
 
 

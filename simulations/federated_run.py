@@ -21,6 +21,7 @@ from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.candidates import CandidateSampler
+from ownlet.shared.coding import coded_bytes
 from ownlet.shared.config import AdapterConfig, FederationConfig, Plan, simulated_federation
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
@@ -120,6 +121,11 @@ class FederatedRunConfig:
             not self.federation.ranks or (self.grid == "in-process" and self.engine != "executorch"),
             "ranks must not differ on a Ray grid or with the engine executorch",
             ranks=self.federation.ranks,
+        )
+        require(
+            self.grid == "in-process" or not self.federation.wire.error_feedback,
+            "error_feedback of wire must be false on a Ray grid, whose actors keep nothing of a device",
+            grid=self.grid,
         )
         for name in ("num_nodes", "public_users", "sampled_users", "evaluate_every"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1", **{name: getattr(self, name)})
@@ -242,7 +248,7 @@ def run_federated(
     ranks = model_ranks(model, fleet.test, spec=spec, vectors=result.vector)
     base_ranks = model_ranks(model, fleet.test)
     quality = {"base": summarise(base_ranks), "federated": summarise(ranks)}
-    folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started))
+    folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started, spec.num_trainable))
     gain = paired_difference(ranks, base_ranks)["ndcg@10"]
     return FederatedRunResult(federation=result, quality=quality, gain=gain, published=published, length=length)
 
@@ -323,6 +329,7 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
 
 
 def _row(record: RoundResult) -> dict[str, Any]:
+    size = {"bytes_up": record.bytes_up, "bytes_down": record.bytes_down}  # not counted under secure aggregation
     secure = {"noise_multiplier": record.noise_multiplier, "server_epsilon": record.server_epsilon}
     return {
         "round": record.round,
@@ -338,7 +345,7 @@ def _row(record: RoundResult) -> dict[str, Any]:
         "clip_norm": record.clip_norm,
         "public_ndcg@10": record.quality,
         "seconds": record.seconds,
-        **{name: value for name, value in secure.items() if value is not None},  # under secure aggregation
+        **{name: value for name, value in {**size, **secure}.items() if value is not None},  # under secure aggregation
     }
 
 
@@ -348,6 +355,7 @@ def _summary(
     quality: dict[str, dict[str, Metric]],
     result: FederationResult,
     seconds: float,
+    num_trainable: int,
 ) -> dict[str, object]:
     summary: dict[str, object] = {
         "command": "simulate",
@@ -355,6 +363,8 @@ def _summary(
         "data": facts,
         "quality": {label: plain_metrics(metrics) for label, metrics in quality.items()},
     }
+    if traffic := _traffic(config.federation, result, num_trainable):
+        summary["traffic"] = traffic
     if math.isfinite(result.epsilon):
         summary["privacy"] = {
             "federated": {
@@ -367,6 +377,23 @@ def _summary(
             }
         }
     return summary
+
+
+def _traffic(config: FederationConfig, result: FederationResult, num_trainable: int) -> dict[str, object]:
+    """Return the bytes of arrays that went up and down, per answer and per user, and those of a device on its own."""
+    counted = [record for record in result.rounds if record.bytes_up is not None and record.bytes_down is not None]
+    admitted, asked = sum(record.num_admitted for record in counted), sum(record.num_asked for record in counted)
+    if not admitted:
+        return {}
+    up, down = sum(record.bytes_up or 0 for record in counted), sum(record.bytes_down or 0 for record in counted)
+    return {
+        "wire": config.wire.name,
+        "up_per_node": up / admitted,
+        "up_per_user": up / asked,
+        "down_per_node": down / sum(record.num_nodes for record in counted),
+        "down_per_user": down / asked,
+        "up_of_one_device": coded_bytes(config.wire, num_trainable),
+    }
 
 
 def _against_server(result: FederationResult) -> dict[str, float]:

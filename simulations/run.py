@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from ownlet.device.client import OnUsers, make_client_app, place_of
 from ownlet.device.low_rank import LowRankEngine
+from ownlet.device.sending import MemoryResiduals
 from ownlet.device.train import Engine
 from ownlet.server.app import ServerSetup, make_server_app
 from ownlet.server.early_stop import Judge
@@ -69,7 +70,10 @@ def simulate(
         engines = [engine] if not config.ranks else _engines_of_ranks(engine, config, num_nodes, engine_of_rank)
         shards = [StoreShard(one, store, config.windows, held_out=held_out) for one in engines]
         app = make_client_app(
-            lambda context: shards[place_of(context).partition % len(shards)], simulated=True, on_users=on_users
+            lambda context: shards[place_of(context).partition % len(shards)],
+            simulated=True,
+            on_users=on_users,
+            residuals=MemoryResiduals(),
         )
         grid = InProcessGrid(app, num_nodes)
     found: list[FederationResult] = []

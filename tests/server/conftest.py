@@ -89,6 +89,14 @@ class World:
         quick = replace(config, reply_timeout_seconds=0.02)  # every node answers when it is asked, or never
         return run_rounds(grid or self.grid(num_nodes), quick, SPEC, self.start, self.num_users, **options)
 
+    def shard(self) -> TinyShard:
+        return TinyShard()
+
+    def clipped_deltas(self, clip_norm: float) -> NDArray[np.float32]:
+        deltas = np.stack([point_of(user) for user in range(self.num_users)])
+        norms = np.linalg.norm(deltas.astype(np.float64), axis=1)
+        return deltas * np.minimum(1.0, clip_norm / norms)[:, None].astype(np.float32)
+
     def expected_step(self, config: FederationConfig, users: Sequence[int]) -> Vector:
         """One noiseless round in which these users' deltas enter: closed form."""
         deltas = [point_of(user).astype(np.float64) for user in users]
