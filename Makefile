@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server lint typecheck check lock clean
+.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ bench-secure: install  ## time and bytes of secure aggregation against the numbe
 
 bench-server: install  ## updates per second of one server process, memory over 100,000 of them; writes bench/server.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m ownlet.simulations.benchmarks.server_load
+
+bench-wire: install  ## bytes of a user and round, and quality, by the form of deltas; writes bench/wire.json
+	$(BIN)/python -m ownlet.simulations.benchmarks.wire $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .

@@ -14,15 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.common.serde import recorddict_to_proto
 
 from ownlet.export.bundle import write_bundle
-from ownlet.shared.adapter import AdapterSpec
-from ownlet.shared.config import FederationConfig
 from ownlet.shared.methods import targets_of
 from ownlet.shared.metrics import ndcg, paired_difference, summarise
 from ownlet.shared.privacy import ACCOUNTANT
-from ownlet.shared.wire import TrainReply, TrainRequest, reply_to_records, request_to_records
 from ownlet.simulations.benchmarks.device_latency import measure
 from ownlet.simulations.board import Board
 from ownlet.simulations.device_check import Agreement, compare_with_device
@@ -40,6 +36,7 @@ from ownlet.simulations.progress import Progress
 from ownlet.simulations.report import write_report
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.setting import Setting, prepare
+from ownlet.simulations.traffic import wire_bytes
 from ownlet.simulations.trial import (
     FederatedRun,
     SeedResult,
@@ -163,30 +160,6 @@ def _export(config: TrialConfig, setting: Setting, result: SeedResult, bundle: P
             federation=replace(result.runs[-1].config, seed=None),  # devices draw from their operating system
         )
         step("")
-
-
-def wire_bytes(spec: AdapterSpec, config: FederationConfig) -> tuple[int, int]:
-    """Return the bytes of one user's messages in one round, up and down, as Flower serialises them."""
-    request = TrainRequest(
-        vector=np.zeros(spec.size, np.float32),
-        round=config.rounds,
-        version=config.rounds,
-        base_hash=spec.base_hash,
-        plan=config.plan,
-        unit=config.unit,
-        clip_norm=config.clip_norm,
-        users=(0,),
-        seed=None,
-    )
-    reply = TrainReply(
-        total=np.zeros(spec.num_trainable, np.float32),
-        round=config.rounds,
-        version=config.rounds,
-        base_hash=spec.base_hash,
-        num_users=1,
-    )
-    up, down = reply_to_records(reply), request_to_records(request)
-    return recorddict_to_proto(up).ByteSize(), recorddict_to_proto(down).ByteSize()
 
 
 def _report(

@@ -21,7 +21,6 @@ from ownlet.server.compression import CompressionConfig
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
 from ownlet.shared.candidates import CandidateSampler
-from ownlet.shared.coding import coded_bytes
 from ownlet.shared.config import AdapterConfig, FederationConfig, Plan, simulated_federation
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
@@ -43,6 +42,7 @@ from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig
 from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.start import start_adapter
+from ownlet.simulations.traffic import traffic_of
 
 __all__ = [
     "EngineName",
@@ -248,7 +248,7 @@ def run_federated(
     ranks = model_ranks(model, fleet.test, spec=spec, vectors=result.vector)
     base_ranks = model_ranks(model, fleet.test)
     quality = {"base": summarise(base_ranks), "federated": summarise(ranks)}
-    folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started, spec.num_trainable))
+    folder.write_summary(_summary(config, fleet.facts, quality, result, time.monotonic() - started, spec))
     gain = paired_difference(ranks, base_ranks)["ndcg@10"]
     return FederatedRunResult(federation=result, quality=quality, gain=gain, published=published, length=length)
 
@@ -355,7 +355,7 @@ def _summary(
     quality: dict[str, dict[str, Metric]],
     result: FederationResult,
     seconds: float,
-    num_trainable: int,
+    spec: AdapterSpec,
 ) -> dict[str, object]:
     summary: dict[str, object] = {
         "command": "simulate",
@@ -363,8 +363,8 @@ def _summary(
         "data": facts,
         "quality": {label: plain_metrics(metrics) for label, metrics in quality.items()},
     }
-    if traffic := _traffic(config.federation, result, num_trainable):
-        summary["traffic"] = traffic
+    if not config.federation.secure.enabled:  # whose five messages are not counted
+        summary["wire"] = traffic_of(spec, config.federation, result.rounds)
     if math.isfinite(result.epsilon):
         summary["privacy"] = {
             "federated": {
@@ -377,23 +377,6 @@ def _summary(
             }
         }
     return summary
-
-
-def _traffic(config: FederationConfig, result: FederationResult, num_trainable: int) -> dict[str, object]:
-    """Return the bytes of arrays that went up and down, per answer and per user, and those of a device on its own."""
-    counted = [record for record in result.rounds if record.bytes_up is not None and record.bytes_down is not None]
-    admitted, asked = sum(record.num_admitted for record in counted), sum(record.num_asked for record in counted)
-    if not admitted:
-        return {}
-    up, down = sum(record.bytes_up or 0 for record in counted), sum(record.bytes_down or 0 for record in counted)
-    return {
-        "wire": config.wire.name,
-        "up_per_node": up / admitted,
-        "up_per_user": up / asked,
-        "down_per_node": down / sum(record.num_nodes for record in counted),
-        "down_per_user": down / asked,
-        "up_of_one_device": coded_bytes(config.wire, num_trainable),
-    }
 
 
 def _against_server(result: FederationResult) -> dict[str, float]:

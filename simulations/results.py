@@ -83,7 +83,12 @@ _SUMMARY = {
     "quality?": {f"{label}?": dict.fromkeys(METRIC_NAMES, _INTERVAL) for label in QUALITY_LABELS},
     "privacy?": {f"{label}?": _SPENT for label in QUALITY_LABELS},
     "genre_hit_rate?": {"head": "a finite number, not negative", "most_frequent": "a finite number, not negative"},
-    "wire?": {"bytes_up_per_user_round": "a count", "bytes_down_per_user_round": "a count"},
+    "wire?": {
+        "bytes_up_per_user_round": "a count",
+        "bytes_down_per_user_round": "a count",
+        "bytes_up_per_node_round?": "a count",
+        "bytes_down_per_node_round?": "a count",
+    },
     "device?": {"program_bytes": "a count", "recommend?": _LATENCY, "step?": _LATENCY},
 }
 
