@@ -18,6 +18,7 @@ import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before
 from ownlet.cli.adapter import export_adapter, import_adapter
 from ownlet.cli.audit import audit
 from ownlet.cli.bench import quality
+from ownlet.cli.certs import certs
 from ownlet.cli.compare import compare
 from ownlet.cli.config import config
 from ownlet.cli.demo import demo
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "evaluate": evaluate,
     "export": export,
+    "certs": certs,
     "audit": audit,
     "grow": grow,
     "adapter export": export_adapter,

@@ -58,8 +58,13 @@ _LOCK, _PUBLISH = "lock", ".publish."
 _log = logging.getLogger(__name__)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace the file at ``path`` with ``content`` in one step that survives a crash.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        content: all of it.
+        mode: permissions from the first byte on; the umask applies, as to any new file.
 
     Raises:
         OSError: the disk refused; the old file is untouched and no temporary file stays.
@@ -67,7 +72,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     try:
-        _write_new(name, content)
+        _write_new(name, content, mode)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):  # the error that brought us here says more
@@ -356,9 +361,9 @@ def _name(version: Version | None) -> str:
     return f"version {version.number}" if version else "none"
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _write_new(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file that is not there yet, and wait until it is on disk."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies, as to any new file
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
         file.flush()
