@@ -14,19 +14,20 @@ def certs(
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
     host: Annotated[
         list[str] | None,
-        typer.Option(help="Name or address under which nodes reach the server; may be repeated.", show_default=False),
+        typer.Option(
+            help="Name or address under which nodes reach the server; may be repeated. localhost is always one."
+        ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=0, help="How many node key pairs.")] = 4,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Make a CA, a server certificate and a key pair per node, for development.
 
-    Without --host they are for this machine alone (localhost, 127.0.0.1, ::1). In production take the server's
-    certificate from your own CA, and let each node make its own key (`ssh-keygen -t ecdsa -b 384`).
+    In production take the server's certificate from your own CA, and let each node make its own key
+    (`ssh-keygen -t ecdsa -b 384`). Nothing is overwritten without --force.
     """
     from ownlet.server.certificates import make_certificates
 
-    hosts = tuple(host) if host else ("localhost", "127.0.0.1", "::1")
-    for path in make_certificates(out, hosts=hosts, num_nodes=nodes, force=force):
+    for path in make_certificates(out, hosts=host or (), num_nodes=nodes, force=force):
         typer.echo(path)
-    typer.echo(f"For development: {', '.join(hosts)}, a year, {nodes} nodes. Each node needs ca.crt and its own key.")
+    typer.echo("For development, valid for a year. A node needs ca.crt and its own key, the server all but those.")

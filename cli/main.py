@@ -25,10 +25,12 @@ from ownlet.cli.demo import demo
 from ownlet.cli.evaluate import evaluate
 from ownlet.cli.export import export
 from ownlet.cli.grow import grow
+from ownlet.cli.join import join
 from ownlet.cli.ledger import show, verify
 from ownlet.cli.plan import plan
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.rank_head import rank_head
+from ownlet.cli.serve import serve
 from ownlet.cli.simulate import simulate
 from ownlet.cli.store import store
 from ownlet.cli.sweep import sweep
@@ -49,6 +51,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "export": export,
     "certs": certs,
+    "serve": serve,
+    "join": join,
     "audit": audit,
     "grow": grow,
     "adapter export": export_adapter,

@@ -18,6 +18,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from ownlet.device.account import Account, Paid
+from ownlet.device.release import charge_of
 from ownlet.device.secure_app import add_secure_sum
 from ownlet.device.sending import Residuals, send
 from ownlet.device.train import Engine, local_deltas
@@ -35,11 +37,13 @@ from ownlet.shared.wire import (
     TrainReply,
     TrainRequest,
     place_to_records,
+    records_from_bytes,
+    records_to_bytes,
     reply_to_records,
     request_from_records,
 )
 
-__all__ = ["OnUsers", "Shard", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
+__all__ = ["OnUsers", "Shard", "SomeUsers", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
 
 OnUsers = Callable[[int, int], None]
 """Told how many users have just been trained, and how many the request asks for."""
@@ -68,6 +72,31 @@ class Shard(Protocol):
             KeyError: the node does not host one of them.
         """
         ...
+
+
+class SomeUsers:
+    """A shard in which only some users have windows: the others contribute zero, or noise where the plan has any."""
+
+    def __init__(self, shard: Shard, users: Sequence[int]) -> None:
+        """Take a shard and the users who may train."""
+        self._shard, self._users = shard, frozenset(users)
+
+    @property
+    def engine(self) -> Engine:
+        """That of the shard."""
+        return self._shard.engine
+
+    @property
+    def base_hash(self) -> str:
+        """That of the shard."""
+        return self._shard.base_hash
+
+    def windows(self, users: Sequence[int]) -> Sequence[Windows]:
+        """Return each user's windows; none for one who may not train."""
+        found = self._shard.windows(users)
+        if self._users.issuperset(users):
+            return found
+        return [one if user in self._users else one[:0] for user, one in zip(users, found, strict=True)]
 
 
 def answer(
@@ -201,9 +230,10 @@ def _finite_or_zero(deltas: NDArray[np.float32]) -> NDArray[np.float32]:
 def make_client_app(
     load_shard: Callable[[Context], Shard],
     *,
-    simulated: bool = False,
+    simulated: bool | Callable[[Context], bool] = False,
     on_users: OnUsers | None = None,
     residuals: Residuals | None = None,
+    load_account: Callable[[Context], Account] | None = None,
 ) -> ClientApp:
     """Return the Flower app of a node.
 
@@ -214,40 +244,73 @@ def make_client_app(
     Args:
         load_shard: gives the node's users and engine; called for every message, so it should cache.
         simulated: the users are simulated, so the server may choose the seed of their masks and noise. A node of real
-            users refuses one: who knows the seed can take the noise away again.
+            users refuses one: who knows the seed can take the noise away again. A node may say so by its own context.
         on_users: for progress where the app runs in the watcher's process; see ``answer``.
         residuals: where devices keep what their messages leave out; without it a node refuses error feedback.
+        load_account: gives the users' privacy account; every user is then charged before training, one whose budget
+            is spent contributes zero, and the same request is answered with the same reply.
     """
     app = ClientApp()
 
-    def asked(message: Message, shard: Shard) -> TrainRequest:
+    def asked(message: Message, context: Context, shard: Shard) -> TrainRequest:
         request = request_from_records(message.content, shard.engine.spec.size)
-        if request.seed is not None and not simulated:
+        may_seed = simulated(context) if callable(simulated) else simulated
+        if request.seed is not None and not may_seed:
             raise FederationError(f"seed must not come from the server of real users, got one in round {request.round}")
+        if request.unit == "window" and context.run_config.get("windows.context-length", 0):
+            raise FederationError(f"windows must share no events under unit window, got round={request.round}")
         return request
 
     def coded(message: Message, context: Context, purpose: Purpose) -> NDArray[np.int64]:
         shard = load_shard(context)
-        request = asked(message, shard)
+        request = asked(message, context, shard)
         seeded = (request.seed, "secure", request.round, place_of(context).partition)
         source = AesNoise() if request.seed is None else AesNoise.seeded(*seeded)
-        return coded_sum(request, shard, purpose, source, on_users=on_users)
+        if load_account is None:
+            return coded_sum(request, shard, purpose, source, on_users=on_users)
+        account = load_account(context)
+        paid = _charged(account, request, shard)
+        total = coded_sum(request, SomeUsers(shard, paid.users), purpose, source, on_users=on_users)
+        account.commit(paid, total.tobytes())
+        return total
 
     add_secure_sum(app, coded)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         shard = load_shard(context)
-        request = asked(message, shard)
-        return Message(
-            reply_to_records(answer(request, shard, on_users=on_users, residuals=residuals)), reply_to=message
-        )
+        request = asked(message, context, shard)
+        if load_account is None:
+            reply = answer(request, shard, on_users=on_users, residuals=residuals)
+            return Message(reply_to_records(reply), reply_to=message)
+        account, content = load_account(context), records_to_bytes(message.content)
+        kept = account.kept(content)
+        if kept is None:
+            paid = _charged(account, request, shard)
+            some = SomeUsers(shard, paid.users)
+            kept = records_to_bytes(reply_to_records(answer(request, some, on_users=on_users, residuals=residuals)))
+            account.keep(content, kept, paid)
+        return Message(records_from_bytes(kept), reply_to=message)
 
     @app.query(PLACE_ACTION)
     def place(message: Message, context: Context) -> Message:
         return Message(place_to_records(place_of(context)), reply_to=message)
 
     return app
+
+
+def _charged(account: Account, request: TrainRequest, shard: Shard) -> Paid:
+    """Charge the users of a request that will be answered, and say who may train."""
+    _check(request, shard)
+    charge = charge_of(
+        request.unit,
+        request.plan,
+        request.noise_multiplier,
+        base_hash=request.base_hash,
+        adapter_version=request.version,
+        round_number=request.round,
+    )
+    return account.charge(request.users, charge)
 
 
 def place_of(context: Context) -> Place:

@@ -18,7 +18,7 @@ import numpy as np
 from ownlet.device.adapters import Shared
 from ownlet.device.ledger import Charge
 from ownlet.shared.adapter import Vector
-from ownlet.shared.config import FederationConfig, WindowConfig
+from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.delta import clip_to_norm, delta_of
 from ownlet.shared.errors import DataError, PrivacyError, require
 from ownlet.shared.privacy import event_to_json, user_level_event, window_level_event
@@ -26,7 +26,7 @@ from ownlet.shared.seal import Seal
 from ownlet.shared.store import write_atomic
 from ownlet.shared.tensors import pack, unpack
 
-__all__ = ["Release", "charge_for", "check_terms", "released_delta", "terms_identity"]
+__all__ = ["Release", "charge_for", "charge_of", "check_terms", "released_delta", "terms_identity"]
 
 _PURPOSE = b"update"
 
@@ -65,16 +65,27 @@ def charge_for(terms: FederationConfig, shared: Shared, round_number: int | None
     amplification by its sampling, because a device knows when it takes part and cannot check that others do not.
     ``none``: not private.
     """
-    if terms.unit == "user":
-        event = user_level_event(1.0, terms.noise_multiplier, 1)
-    else:
-        event = window_level_event(terms.plan, 1)
-    return Charge(
-        unit="user" if terms.unit == "user" else "window",
-        event=event_to_json(event),
+    return charge_of(
+        terms.unit,
+        terms.plan,
+        terms.noise_multiplier,
         base_hash=shared.spec.base_hash,
         adapter_version=shared.version,
-        plan=terms.plan,
+        round_number=round_number,
+    )
+
+
+def charge_of(
+    unit: str, plan: Plan, noise_multiplier: float, *, base_hash: str, adapter_version: int, round_number: int | None
+) -> Charge:
+    """Return what ``charge_for`` does, from the numbers that it needs."""
+    event = user_level_event(1.0, noise_multiplier, 1) if unit == "user" else window_level_event(plan, 1)
+    return Charge(
+        unit="user" if unit == "user" else "window",
+        event=event_to_json(event),
+        base_hash=base_hash,
+        adapter_version=adapter_version,
+        plan=plan,
         round=round_number,
     )
 

@@ -10,6 +10,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ownlet.server.early_stop import Judge
+from ownlet.server.nodes import Presence
 from ownlet.server.rounds import FederationResult, OnRound, run_rounds
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -30,6 +31,7 @@ class ServerSetup:
         resume: go on from the checkpoint if there is one.
         on_round: called after every round.
         judge: looks at adapters on held-out public users.
+        presence: which nodes a round waits for.
         on_result: called at the end.
     """
 
@@ -41,6 +43,7 @@ class ServerSetup:
     resume: bool = False
     on_round: OnRound | None = None
     judge: Judge | None = None
+    presence: Presence | None = None
     on_result: Callable[[FederationResult], None] | None = None
 
 
@@ -65,6 +68,7 @@ def make_server_app(load_setup: Callable[[Context], ServerSetup]) -> ServerApp:
             resume=setup.resume,
             on_round=setup.on_round,
             judge=setup.judge,
+            presence=setup.presence,
         )
         if setup.on_result is not None:
             setup.on_result(result)

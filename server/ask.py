@@ -23,9 +23,9 @@ from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.wire import TrainRequest, array_bytes, requests_to_records
+from ownlet.shared.wire import TrainRequest, array_bytes, partition_of, requests_to_records
 
-__all__ = ["Answers", "ask"]
+__all__ = ["Answers", "ask", "unanswered"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Answers:
         num_missing: nodes that were not connected or did not answer in time.
         noise_multiplier: under secure aggregation, of the nodes' noise that is in the total.
         bytes_up, bytes_down: of the arrays in admitted replies and in requests; not counted under secure aggregation.
+        admitted: partitions whose sum is in the total, in order, where the server sees single sums.
     """
 
     asked: Mapping[int, tuple[int, ...]]
@@ -53,6 +54,18 @@ class Answers:
     noise_multiplier: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    admitted: tuple[int, ...] = ()
+
+
+def promised_noise(config: FederationConfig) -> float:
+    """Return the noise multiplier that a round's sum has by itself; correlated noise promises none for a round."""
+    return config.noise_multiplier if config.unit == "user" and not config.correlated else 0.0
+
+
+def unanswered(cohort: NDArray[np.int64]) -> Answers:
+    """Return what came of a round whose answers died with the server that asked: nothing that may be released."""
+    asked = {0: tuple(cohort.tolist())} if len(cohort) else {}
+    return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
 
 
 def ask(
@@ -99,6 +112,7 @@ def ask(
             seed=config.seed,
             counts=config.counts,
             wire=config.wire,
+            noise_multiplier=promised_noise(config),
         )
         for partition, users in asked.items()
         if partition in node_of
@@ -117,7 +131,7 @@ def ask(
         )
         if len(cohort) == 0:  # what nobody's zeros come to
             return Answers(asked={}, total=combiner.result(), num_admitted=0, rejected=(), num_missing=0)
-        answers = _ask_each(nodes, config, spec, asked, requests, combiner)
+        answers = _ask_each(nodes, config, spec, asked, requests, combiner, num_partitions)
     for reason in answers.rejected:
         _log.warning("rejected: %s", reason)
     return answers
@@ -130,6 +144,7 @@ def _ask_each(
     asked: Mapping[int, tuple[int, ...]],
     requests: Mapping[int, TrainRequest],
     combiner: Combiner,
+    num_partitions: int,
 ) -> Answers:
     """Ask every node for its sum, see it, combine it and forget it."""
     if not requests:
@@ -151,10 +166,12 @@ def _ask_each(
         wire=config.wire,
     )
     found = collect(replies_to(nodes.grid, messages, ttl), expected, combiner)
+    partition_of_node = {node: partition_of(request.users[0], num_partitions) for node, request in requests.items()}
     return Answers(
         asked=asked,
         total=found.total,
         num_admitted=len(found.admitted),
+        admitted=tuple(sorted(partition_of_node[node] for node in found.admitted)),
         rejected=found.rejected,
         num_missing=len(asked) - len(found.heard),
         bytes_up=found.num_bytes,

@@ -20,11 +20,21 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.store import write_atomic
 
-__all__ = ["CA_FILE", "NODES_FOLDER", "SERVER_CERT_FILE", "SERVER_KEY_FILE", "make_certificates", "node_name"]
+__all__ = [
+    "CA_FILE",
+    "LOCAL_HOSTS",
+    "NODES_FOLDER",
+    "SERVER_CERT_FILE",
+    "SERVER_KEY_FILE",
+    "make_certificates",
+    "node_name",
+]
 
 CA_FILE, SERVER_CERT_FILE, SERVER_KEY_FILE = "ca.crt", "server.crt", "server.key"
 NODES_FOLDER = "nodes"
 """``nodes/node-0`` is the private key of a node, ``nodes/node-0.pub`` the one that the server registers."""
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 _CA_KEY_FILE = "ca.key"
 _DAYS = 365
@@ -41,16 +51,17 @@ def make_certificates(folder: Path, *, hosts: Sequence[str], num_nodes: int, for
 
     Args:
         folder: made if it is missing.
-        hosts: names and addresses under which nodes reach the server.
+        hosts: names and addresses under which nodes reach the server; those of the machine itself always go with them,
+            since the parts of the server talk to each other by TLS, too.
         num_nodes: how many key pairs.
         force: replace files that are there. Nodes then need the new ``ca.crt``, and the server new public keys.
 
     Raises:
-        ConfigError: no host, a file is there already, or the disk refuses.
+        ConfigError: an empty host, a file is there already, or the disk refuses.
     """
-    require(bool(hosts) and all(hosts), "hosts must be at least one name or address", hosts=list(hosts))
+    require(all(hosts), "hosts must be names or addresses", hosts=list(hosts))
     require(num_nodes >= 0, "nodes must not be negative", nodes=num_nodes)
-    contents = _contents(hosts, num_nodes)
+    contents = _contents(tuple(dict.fromkeys((*LOCAL_HOSTS, *hosts))), num_nodes)
     there = [str(folder / name) for name in contents if (folder / name).exists()]
     if there and not force:
         raise ConfigError(f"files must not be overwritten without --force, got {', '.join(there)}")

@@ -59,6 +59,7 @@ class RoundResult:
         server_epsilon: spent so far against a server that sees each round's sum and knows who was asked; there, too.
         bytes_up: of the arrays in the replies that were admitted; not counted under secure aggregation.
         bytes_down: of the arrays in the requests; there not, too.
+        admitted: partitions whose reply entered the adapter, where the server sees single replies.
     """
 
     round: int
@@ -78,6 +79,13 @@ class RoundResult:
     server_epsilon: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    admitted: tuple[int, ...] = ()
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> RoundResult:
+        """Read what JSON made of ``dataclasses.asdict``."""
+        lists = {name: tuple(values.get(name, ())) for name in ("rejected", "admitted")}
+        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +249,7 @@ def load_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, num
         last_asked=arrays["last_asked"],
         version=int(metadata["version"]),
         participations=arrays["participations"],
-        results=tuple(RoundResult(**{**result, "rejected": tuple(result["rejected"])}) for result in results),
+        results=tuple(RoundResult.from_plain(result) for result in results),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -24,10 +25,12 @@ def replies_to(grid: Grid, messages: Iterable[Message], timeout_seconds: float) 
 
     Args:
         grid: the way to the nodes.
-        messages: made one by one as they are sent.
+        messages: made some at a time as they are sent; Flower's grid reads what it is given twice, so it gets lists.
         timeout_seconds: from when the last message is sent; replies that are there by then are still yielded.
     """
-    waiting = list(grid.push_messages(messages))
+    made, waiting = iter(messages), list[str]()
+    while some := list(islice(made, _AT_ONCE)):
+        waiting += grid.push_messages(some)
     deadline, pause = time.monotonic() + timeout_seconds, _POLL_SECONDS
     while waiting:
         answered: set[str] = set()

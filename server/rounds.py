@@ -2,7 +2,9 @@
 
 Two things hold in every round. Check fully, then commit: whatever goes wrong with nodes or replies, the adapter is the
 one before the round or the one after it. Charge before asking: a round that turns out void stays charged, because which
-replies fail can depend on data, and because devices that add their own noise have sent theirs.
+replies fail can depend on data, and because devices that add their own noise have sent theirs. A server that dies in
+the middle of a round asks the same cohort again when it is back (``server/begun.py``); only under secure aggregation is
+that round void, because two sums with two draws of the nodes' noise would have to be charged twice.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from ownlet.server.adaptive_clip import check_split
-from ownlet.server.ask import Answers, ask
+from ownlet.server.ask import Answers, ask, unanswered
+from ownlet.server.begun import begin_round, begun_cohort, forget_begun
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
 from ownlet.server.cohorts import check_separation, draw_cohort, round_noise
 from ownlet.server.early_stop import Judge, best_of, why_stop
 from ownlet.server.fedsvd import turn
-from ownlet.server.nodes import Nodes
+from ownlet.server.nodes import Nodes, Presence
 from ownlet.server.optimizer import server_step
 from ownlet.server.release import release, skip
 from ownlet.server.secure_charge import charge_realised
@@ -69,6 +72,7 @@ def run_rounds(
     resume: bool = False,
     on_round: OnRound | None = None,
     judge: Judge | None = None,
+    presence: Presence | None = None,
 ) -> FederationResult:
     """Run federated rounds until ``config.rounds`` are done, the next one would cost too much, or patience is over.
 
@@ -82,6 +86,7 @@ def run_rounds(
         resume: go on from ``checkpoint`` if that file exists. With a seed the result is that of an uninterrupted run.
         on_round: called after every round with its record and the adapter, once both are saved.
         judge: looks at adapters on held-out public users; needed where the config has ``patience``.
+        presence: which nodes a round waits for; by default any one.
 
     Returns:
         The last adapter, or the best one where the config has ``patience``, and a record of every round.
@@ -89,7 +94,7 @@ def run_rounds(
     Raises:
         AdapterError: the vector does not fit the spec.
         ConfigError: the config has ``patience`` and nobody judges, or too few users for its noise on their count.
-        FederationError: no node connects in time, or the checkpoint is of another run.
+        FederationError: too few nodes connect in time, or the checkpoint is of another run.
     """
     check_split(config, num_users)
     if config.ranks:
@@ -99,7 +104,10 @@ def run_rounds(
     state = ServerState.start(config, spec, vector, num_users)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, config, spec, num_users)
-    nodes = Nodes(grid, config.reply_timeout_seconds)
+    elif checkpoint is not None:  # so that a round that has begun belongs to a config; it also ends an earlier run
+        forget_begun(checkpoint)
+        save_checkpoint(checkpoint, config, spec, state)
+    nodes = Nodes(grid, config.reply_timeout_seconds, presence or Presence())
     start_quality = judge(0, vector) if judge is not None else None
     require(
         config.patience == 0 or start_quality is not None,
@@ -112,7 +120,10 @@ def run_rounds(
             stopped = why
             break
         number, started = len(state.results) + 1, time.monotonic()
-        cohort = draw_cohort(config, num_users, number, state.participations, state.groups)
+        again = begun_cohort(checkpoint, number) if checkpoint is not None else None
+        cohort = again
+        if cohort is None:
+            cohort = draw_cohort(config, num_users, number, state.participations, state.groups)
         check_separation(config, cohort, number, state.last_asked)
         charged = state.asked(cohort, number)
         event = spent_event(config, number, charged.participations, state.noise.factor, state.realised)
@@ -121,7 +132,12 @@ def run_rounds(
             stopped = f"round {number} would spend epsilon {spent:.3f}, more than the target {config.target_epsilon:g}"
             _log.warning("stopped: %s", stopped)
             break
-        answers = ask(nodes, config, spec, charged, cohort, number, num_users)
+        if again is not None and config.secure.enabled:
+            answers = unanswered(cohort)
+        else:
+            if checkpoint is not None:
+                begin_round(checkpoint, number, cohort)
+            answers = ask(nodes, config, spec, charged, cohort, number, num_users)
         state = _close_round(config, spec, charged, answers, num_users, number, spent, started)
         if config.secure.enabled:
             state = charge_realised(config, state, answers.noise_multiplier)
@@ -181,6 +197,7 @@ def _close_round(
         num_asked=sum(len(users) for users in answers.asked.values()),
         num_nodes=len(answers.asked),
         num_admitted=answers.num_admitted,
+        admitted=answers.admitted,
         rejected=answers.rejected,
         num_missing=answers.num_missing,
         epsilon=spent,

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
 from ownlet.shared.adapter import Vector
@@ -37,6 +39,8 @@ __all__ = [
     "partition_of",
     "place_from_records",
     "place_to_records",
+    "records_from_bytes",
+    "records_to_bytes",
     "reply_to_records",
     "request_from_records",
     "request_to_records",
@@ -78,6 +82,9 @@ class TrainRequest:
         seed: only in a simulation that must be reproducible; None lets every device draw from its operating system.
         counts: whether the reply's last number shall say how many deltas were within ``clip_norm`` before clipping.
         wire: the form of the reply.
+        noise_multiplier: sigma of the Gaussian noise that the server promises on the round's sum under the unit
+            ``user``, standard deviation divided by ``clip_norm``: what a device's ledger is charged with. 0 promises
+            none that holds for a round by itself.
     """
 
     vector: Vector
@@ -91,6 +98,7 @@ class TrainRequest:
     seed: int | None = None
     counts: bool = False
     wire: WireConfig = FLOAT32
+    noise_multiplier: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +144,7 @@ def _values_of(request: TrainRequest) -> dict[str, Any]:
         "base-hash": request.base_hash,
         "unit": request.unit,
         "clip-norm": float(request.clip_norm),
+        "noise-multiplier": float(request.noise_multiplier),
         "users": list(request.users),
         "plan": _plan_text(request.plan),
     }
@@ -179,6 +188,7 @@ def request_from_records(records: RecordDict, size: int) -> TrainRequest:
             seed=values.get("seed"),
             counts=values.get("counts", False),
             wire=WireConfig(**json.loads(values.get("wire", "{}"))),
+            noise_multiplier=values.get("noise-multiplier", 0.0),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise FederationError(f"request must have every field, got {error}") from error
@@ -194,6 +204,17 @@ def reply_to_records(reply: TrainReply) -> RecordDict:
     }
     arrays = ArrayRecord({"total": Array(reply.total if reply.coded is None else reply.coded)})
     return RecordDict({"delta": arrays, "reply": ConfigRecord(values)})
+
+
+def records_to_bytes(records: RecordDict) -> bytes:
+    """Write the content of a message as bytes; equal content gives equal bytes."""
+    content: bytes = recorddict_to_proto(records).SerializeToString(deterministic=True)
+    return content
+
+
+def records_from_bytes(content: bytes) -> RecordDict:
+    """Read what ``records_to_bytes`` wrote."""
+    return recorddict_from_proto(RecordDictProto.FromString(content))
 
 
 def place_to_records(place: Place) -> RecordDict:

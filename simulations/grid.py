@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from ownlet.shared.errors import require
+from ownlet.shared.wire import records_from_bytes, records_to_bytes
 
 __all__ = ["Answer", "Call", "InProcessGrid", "LocalGrid", "answer_call", "node_context", "run_apps", "take_identity"]
 
@@ -56,12 +55,14 @@ class Call:
             message_type=message.metadata.message_type,
             group_id=message.metadata.group_id,
             ttl=message.metadata.ttl,
-            content=_to_bytes(message.content),
+            content=records_to_bytes(message.content),
         )
 
     def message(self) -> Message:
         """Read the message."""
-        message = Message(_from_bytes(self.content), self.node, self.message_type, group_id=self.group_id, ttl=self.ttl)
+        message = Message(
+            records_from_bytes(self.content), self.node, self.message_type, group_id=self.group_id, ttl=self.ttl
+        )
         message.metadata.__dict__["_message_id"] = self.message_id
         return message
 
@@ -78,7 +79,7 @@ class Answer:
         """Return the reply to a call."""
         if self.error_code is not None:
             return Message(Error(self.error_code, self.reason), reply_to=call.message())
-        return Message(_from_bytes(self.content), reply_to=call.message())
+        return Message(records_from_bytes(self.content), reply_to=call.message())
 
 
 def answer_call(client_app: ClientApp, context: Context, call: Call) -> Answer:
@@ -90,7 +91,7 @@ def answer_call(client_app: ClientApp, context: Context, call: Call) -> Answer:
         return Answer(error_code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=repr(error))
     if not reply.has_content():
         return Answer(error_code=reply.error.code, reason=reply.error.reason or "")
-    return Answer(content=_to_bytes(reply.content))
+    return Answer(content=records_to_bytes(reply.content))
 
 
 def node_context(partition: int, num_nodes: int, run_config: Mapping[str, UserConfigValue] | None = None) -> Context:
@@ -222,12 +223,3 @@ def run_apps(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserCon
         run_id=_RUN_ID, node_id=SUPERLINK_NODE_ID, node_config={}, state=RecordDict(), run_config=dict(run_config or {})
     )
     server_app(grid, context)
-
-
-def _to_bytes(content: RecordDict) -> bytes:
-    data: bytes = recorddict_to_proto(content).SerializeToString()
-    return data
-
-
-def _from_bytes(content: bytes) -> RecordDict:
-    return recorddict_from_proto(RecordDictProto.FromString(content))

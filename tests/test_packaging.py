@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_files_that_modules_read(wheel_names: set[str]):
 
 def test_the_device_loads_neither_flower_nor_ray_nor_a_data_frame_library():
     modules = [f"ownlet.device.{path.stem}" for path in sorted((ROOT / "device").glob("[a-z]*.py"))]
-    for shell in ("client", "secure_app"):  # of Flower
+    for shell in ("client", "device_app", "secure_app"):  # of Flower
         modules.remove(f"ownlet.device.{shell}")
     code = f"import importlib, sys\nfor name in {['ownlet.device', *modules]!r}: importlib.import_module(name)\n"
     code += "print(sorted({'flwr', 'ray', 'polars'} & set(sys.modules)))"

@@ -1,0 +1,160 @@
+"""Runs a federation on real nodes: a SuperLink, the nodes' keys, a run, and its end.
+
+A server that was killed is started again in the same way: SuperLink finds its database, what is left of the old run is
+stopped, and a new run goes on from our checkpoint (``server/deployment.py``).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from ownlet.server.certificates import CA_FILE, SERVER_CERT_FILE, SERVER_KEY_FILE
+from ownlet.server.control import Control, RunStatus, public_key_bytes, wait_until_healthy
+from ownlet.server.deployment import STATE_VARIABLE, ServeFolder, hold
+from ownlet.shared.errors import ConfigError, FederationError, require
+from ownlet.shared.flower_process import end_flower, new_lines, require_free, start_flower
+
+__all__ = ["Link", "serve"]
+
+_START_SECONDS = 120.0
+_POLL_SECONDS = 0.5
+_STATUS_SECONDS = 3.0
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """Where a SuperLink listens, and with which keys.
+
+    Args:
+        host: address to listen on; ``0.0.0.0`` is every one.
+        port: the one port for nodes and for control.
+        certs: folder with ``ca.crt``, ``server.crt`` and ``server.key``.
+        node_keys: public keys of the nodes that may connect.
+    """
+
+    host: str
+    port: int
+    certs: Path
+    node_keys: Sequence[Path]
+
+    def check(self) -> None:
+        """Make sure that all files are there, and the port free.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for name in (CA_FILE, SERVER_CERT_FILE, SERVER_KEY_FILE):
+            if not (self.certs / name).is_file():
+                raise ConfigError(
+                    f"certs must hold {CA_FILE}, {SERVER_CERT_FILE} and {SERVER_KEY_FILE}, got no {self.certs / name}"
+                )
+        require(bool(self.node_keys), "node keys must be at least one", certs=str(self.certs))
+        for path in self.node_keys:
+            public_key_bytes(path)
+        require_free(self.host, self.port)
+
+    @property
+    def address(self) -> str:
+        """How this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def serve(folder: ServeFolder, link: Link, tell: Tell) -> None:
+    """Run the deployment in a folder to its end.
+
+    Args:
+        folder: with ``serve.json``, the adapter of the start and the app; afterwards with the outcome.
+        link: where to listen.
+        tell: told every line of progress.
+
+    Raises:
+        ConfigError: a file is missing, or the port is taken.
+        StateBusyError: another server runs in this folder.
+        FederationError: SuperLink does not start or ends, or the run fails; start again to go on.
+    """
+    link.check()
+    with hold(folder.root / "serve.lock", 0.0):
+        superlink = _start_superlink(folder, link)
+        try:
+            wait_until_healthy(link.address, link.certs / CA_FILE, _START_SECONDS, is_alive=_is_alive(superlink))
+            with Control(link.address, link.certs / CA_FILE) as control:
+                _register(control, link.node_keys, tell)
+                if stale := control.stop_unfinished_runs():
+                    tell(f"stopped {stale} unfinished run of an earlier server")
+                told = folder.log.stat().st_size if folder.log.exists() else 0
+                run = control.start_run(folder.app)
+                tell(f"run {run} started; nodes join at port {link.port}")
+                status = _follow(control, run, superlink, folder, told, tell)
+        except httpx.HTTPError as error:
+            raise FederationError(f"SuperLink must answer, got {error}; see {_superlink_log(folder)}") from error
+        except FederationError as error:
+            raise FederationError(f"{error}; see {_superlink_log(folder)}") from error
+        finally:
+            end_flower(superlink)
+    if not status.is_completed:
+        raise FederationError(
+            f"run must complete, got {status.sub_status}: {status.details or 'see ' + str(folder.log)}"
+        )
+
+
+def _start_superlink(folder: ServeFolder, link: Link) -> subprocess.Popen[bytes]:
+    certs = link.certs.resolve()
+    arguments = [
+        *("--host", link.host, "--port", str(link.port)),
+        *("--database", "superlink.db"),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--ssl-ca-certfile", str(certs / CA_FILE)),
+        *("--ssl-certfile", str(certs / SERVER_CERT_FILE)),
+        *("--ssl-keyfile", str(certs / SERVER_KEY_FILE)),
+    ]
+    return start_flower(
+        "flower-superlink",
+        arguments,
+        home=folder.flower,
+        log=_superlink_log(folder),
+        variables={STATE_VARIABLE: str(folder.root.resolve())},
+    )
+
+
+def _superlink_log(folder: ServeFolder) -> Path:
+    return folder.root / "superlink.log"
+
+
+def _is_alive(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+    return lambda: process.poll() is None
+
+
+def _register(control: Control, node_keys: Sequence[Path], tell: Tell) -> None:
+    known = control.registered_keys()
+    new = [path for path in node_keys if public_key_bytes(path) not in known]
+    for path in new:
+        control.register(public_key_bytes(path), path.stem)
+    tell(f"{len(node_keys)} nodes may connect, {len(new)} of them new")
+
+
+def _follow(
+    control: Control, run: int, superlink: subprocess.Popen[bytes], folder: ServeFolder, told: int, tell: Tell
+) -> RunStatus:
+    """Show what the ServerApp tells until its run has finished."""
+    ask_at = 0.0
+    while True:
+        told = new_lines(folder.log, told, tell)
+        if superlink.poll() is not None:
+            raise FederationError(f"SuperLink must stay up, got its end with code {superlink.returncode}")
+        if time.monotonic() >= ask_at:
+            status = control.status(run)
+            if status.is_finished:
+                new_lines(folder.log, told, tell)
+                return status
+            ask_at = time.monotonic() + _STATUS_SECONDS
+        time.sleep(_POLL_SECONDS)

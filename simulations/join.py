@@ -1,0 +1,152 @@
+"""A node of a deployed federation: its data prepared once, then Flower's SuperNode, which starts the ClientApp."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509 import load_pem_x509_certificate
+
+from ownlet.device.budget import Budget
+from ownlet.shared.base import save_base_weights
+from ownlet.shared.errors import ConfigError, FederationError, require
+from ownlet.shared.flower_process import end_flower, free_port, new_lines, start_flower
+from ownlet.shared.wire import Place
+from ownlet.simulations.deployed_node import NODE_VARIABLE, NodeSettings
+from ownlet.simulations.node_data import write_node_store
+from ownlet.simulations.pretrain import load_base
+from ownlet.simulations.setting import DataConfig
+
+__all__ = ["Connection", "prepare_node", "run_node"]
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """How a node reaches its server.
+
+    Args:
+        server: host and port.
+        ca: certificate of the server's CA.
+        key: the node's private key.
+        port: of the node's own processes on this machine; 0 takes a free one.
+    """
+
+    server: str
+    ca: Path
+    key: Path
+    port: int = 0
+
+    def check(self) -> None:
+        """Make sure that files are there and can be read.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        host, _, number = self.server.rpartition(":")
+        require(bool(host) and number.isdecimal(), "server must be HOST:PORT", server=self.server)
+        try:
+            load_pem_x509_certificate(self.ca.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"certs must hold the CA's certificate, got {self.ca}: {error}") from error
+        try:
+            serialization.load_ssh_private_key(self.key.read_bytes(), password=None)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"key must be an OpenSSH private key without password, got {self.key}: {error}"
+            ) from error
+
+
+def prepare_node(
+    state: Path,
+    place: Place,
+    *,
+    base: Path | None,
+    data: DataConfig,
+    bundle: Path | None,
+    device_state: Path | None,
+    simulated: bool,
+    budget: Budget,
+) -> str:
+    """Write what the node's processes read into its folder, and say in words what it hosts.
+
+    Raises:
+        ConfigError: neither users nor a device, or both.
+        DataError: base or data cannot be read, or there is nobody.
+    """
+    is_device = bundle is not None and device_state is not None
+    require(
+        is_device == (base is None) == (data.path is None and not simulated),
+        "a node must have --base with --data, or --bundle with --device-state",
+        base=base,
+        data=data.path,
+        bundle=bundle,
+        device_state=device_state,
+    )
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if is_device:
+        require(not simulated, "simulated must not be set for a device", simulated=simulated)
+        settings = NodeSettings(state=state, bundle=bundle, device_state=device_state, budget=budget)
+        told = f"hosts a device, user {place.partition} of {place.num_partitions}"
+    else:
+        assert base is not None
+        weights, store = state / "base.safetensors", state / "store"
+        save_base_weights(weights, load_base(base))
+        hosted, population = write_node_store(store, base, data, place, simulated=simulated)
+        settings = NodeSettings(state=state, base=weights, store=store, simulated=simulated, budget=budget)
+        part = f"partition {place.partition} of {place.num_partitions}"
+        told = f"hosts {hosted} users, {part}; users are numbered below {population}"
+        if simulated:
+            told += "; SIMULATED: the server may choose their randomness"
+    settings.save(state / "node.json")
+    return told
+
+
+def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[str], None]) -> None:
+    """Run the SuperNode until it ends or this process is interrupted.
+
+    Args:
+        state: the node's folder, prepared.
+        place: its partition.
+        connection: how it reaches its server.
+        tell: told what the SuperNode says.
+
+    Raises:
+        FederationError: the SuperNode ended by itself.
+    """
+    log = state / "supernode.log"
+    arguments = [
+        *("--superlink", connection.server),
+        *("--root-certificates", str(connection.ca.resolve())),
+        *("--auth-supernode-private-key", str(connection.key.resolve())),
+        *("--host", "127.0.0.1", "--port", str(connection.port or free_port())),
+        *("--node-config", f"partition-id={place.partition} num-partitions={place.num_partitions}"),
+    ]
+    told = log.stat().st_size if log.exists() else 0
+    node = start_flower(
+        "flower-supernode",
+        arguments,
+        home=state / "flower",
+        log=log,
+        variables={NODE_VARIABLE: str((state / "node.json").resolve())},
+    )
+
+    def say(line: str) -> None:
+        if line.strip() and not line.rstrip().endswith(":"):  # Flower pads its log
+            tell(line)
+
+    try:
+        while node.poll() is None:
+            told = new_lines(log, told, say)
+            time.sleep(_POLL_SECONDS)
+        new_lines(log, told, say)
+    except KeyboardInterrupt:
+        tell("left")
+        return
+    finally:
+        end_flower(node)
+    raise FederationError(f"SuperNode must stay up, got its end with code {node.returncode}; see {log}")
