@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from ownlet.device.budget import Budget
 from ownlet.shared.base import save_base_weights
-from ownlet.shared.errors import ConfigError, FederationError, require
+from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.flower_process import end_flower, free_port, new_lines, start_flower
 from ownlet.shared.wire import Place
 from ownlet.simulations.deployed_node import NODE_VARIABLE, NodeSettings
@@ -23,6 +25,9 @@ from ownlet.simulations.setting import DataConfig
 __all__ = ["Connection", "prepare_node", "run_node"]
 
 _POLL_SECONDS = 0.5
+_PROBE_SECONDS = 3.0
+_AGAIN_SECONDS = 10.0
+_TOLD = ("INFO :", "WARNING :", "ERROR :")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,26 @@ class Connection:
             raise ConfigError(
                 f"key must be an OpenSSH private key without password, got {self.key}: {error}"
             ) from error
+
+    def is_reachable(self) -> bool:
+        """Say whether the server answers by TLS, with a certificate that holds.
+
+        Raises:
+            ConfigError: it answers with a certificate that the CA did not sign, or for another name.
+        """
+        host, _, port = self.server.rpartition(":")
+        context = ssl.create_default_context(cafile=str(self.ca))
+        try:
+            with (
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS) as plain,
+                context.wrap_socket(plain, server_hostname=host.strip("[]")),
+            ):
+                return True
+        except ssl.SSLCertVerificationError as error:
+            reason = error.verify_message
+            raise ConfigError(f"server must have a certificate of {self.ca}, got {self.server}: {reason}") from error
+        except OSError:
+            return False
 
 
 def prepare_node(
@@ -107,7 +132,10 @@ def prepare_node(
 
 
 def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[str], None]) -> None:
-    """Run the SuperNode until it ends or this process is interrupted.
+    """Run the SuperNode until this process is interrupted.
+
+    A SuperNode that the server does not let in ends; it is started again after a while, since the server may not have
+    registered its key yet.
 
     Args:
         state: the node's folder, prepared.
@@ -116,8 +144,29 @@ def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[
         tell: told what the SuperNode says.
 
     Raises:
-        FederationError: the SuperNode ended by itself.
+        ConfigError: the server's certificate does not hold.
     """
+    try:
+        while True:
+            _wait_for_server(connection, tell)
+            ended = _run_supernode(state, place, connection, tell)
+            tell(f"{ended}; trying again in {_AGAIN_SECONDS:g} seconds")
+            time.sleep(_AGAIN_SECONDS)
+    except KeyboardInterrupt:
+        tell("left")
+
+
+def _wait_for_server(connection: Connection, tell: Callable[[str], None]) -> None:
+    told = False
+    while not connection.is_reachable():
+        if not told:
+            tell(f"waiting for a server at {connection.server}")
+            told = True
+        time.sleep(_PROBE_SECONDS)
+
+
+def _run_supernode(state: Path, place: Place, connection: Connection, tell: Callable[[str], None]) -> str:
+    """Run a SuperNode until it ends by itself; say why it did."""
     log = state / "supernode.log"
     arguments = [
         *("--superlink", connection.server),
@@ -127,6 +176,7 @@ def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[
         *("--node-config", f"partition-id={place.partition} num-partitions={place.num_partitions}"),
     ]
     told = log.stat().st_size if log.exists() else 0
+    began, refused = told, False
     node = start_flower(
         "flower-supernode",
         arguments,
@@ -136,7 +186,9 @@ def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[
     )
 
     def say(line: str) -> None:
-        if line.strip() and not line.rstrip().endswith(":"):  # Flower pads its log
+        nonlocal refused
+        refused = refused or "401" in line
+        if line.strip() and line.startswith(_TOLD):  # Flower pads its log, and shows where it stood
             tell(line)
 
     try:
@@ -144,9 +196,8 @@ def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[
             told = new_lines(log, told, say)
             time.sleep(_POLL_SECONDS)
         new_lines(log, told, say)
-    except KeyboardInterrupt:
-        tell("left")
-        return
     finally:
         end_flower(node)
-    raise FederationError(f"SuperNode must stay up, got its end with code {node.returncode}; see {log}")
+    if refused:
+        return f"refused by {connection.server}: it must know the public key of {connection.key}"
+    return f"SuperNode ended with code {node.returncode}; see {log} from byte {began}"
