@@ -10,10 +10,10 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire lint typecheck check lock clean
+.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire lint typecheck check lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## set up .venv with the locked versions; does nothing when it is current
 
@@ -28,6 +28,9 @@ demo: install  ## run the whole flow on the built-in population and write report
 
 test: install  ## run the fast tests, a process per core
 	$(BIN)/python -m pytest -n logical --dist loadfile
+
+test-deployed: install  ## run servers and nodes as real processes, killed in the middle; minutes
+	$(BIN)/python -m pytest -m slow tests/deployed
 
 test-slow: install  ## run the slow tests
 	$(BIN)/python -m pytest -m slow

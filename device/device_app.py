@@ -27,6 +27,7 @@ from ownlet.shared.wire import (
     reply_to_records,
     request_from_records,
 )
+from ownlet.shared.wire_config import FLOAT32
 
 __all__ = ["contribute", "make_device_app"]
 
@@ -53,6 +54,8 @@ def contribute(request: TrainRequest, bundle: Path, state: Path, budget: Budget,
         raise FederationError(f"seed must not come from the server of real users, got one in round {request.round}")
     if request.base_hash != manifest.base_hash:
         raise FederationError(f"base must be {manifest.base_hash[:12]}, got {request.base_hash[:12]}")
+    if request.wire != FLOAT32:
+        raise FederationError(f"wire must be float32 for a device that answers on its own, got {request.wire}")
     terms = FederationConfig(
         unit=request.unit,  # type: ignore[arg-type]
         clip_norm=request.clip_norm,

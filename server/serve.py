@@ -23,6 +23,7 @@ from ownlet.shared.flower_process import end_flower, new_lines, require_free, st
 __all__ = ["Link", "serve"]
 
 _START_SECONDS = 120.0
+_PORT_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _STATUS_SECONDS = 3.0
 
@@ -45,8 +46,11 @@ class Link:
     certs: Path
     node_keys: Sequence[Path]
 
-    def check(self) -> None:
+    def check(self, wait_seconds: float = _PORT_SECONDS) -> None:
         """Make sure that all files are there, and the port free.
+
+        Args:
+            wait_seconds: for the port: what is left of a server that was killed may need a moment to end.
 
         Raises:
             ConfigError: one is not.
@@ -59,7 +63,7 @@ class Link:
         require(bool(self.node_keys), "node keys must be at least one", certs=str(self.certs))
         for path in self.node_keys:
             public_key_bytes(path)
-        require_free(self.host, self.port)
+        require_free(self.host, self.port, wait_seconds)
 
     @property
     def address(self) -> str:
@@ -73,15 +77,13 @@ def serve(folder: ServeFolder, link: Link, tell: Tell) -> None:
 
     Args:
         folder: with ``serve.json``, the adapter of the start and the app; afterwards with the outcome.
-        link: where to listen.
+        link: where to listen; checked.
         tell: told every line of progress.
 
     Raises:
-        ConfigError: a file is missing, or the port is taken.
         StateBusyError: another server runs in this folder.
         FederationError: SuperLink does not start or ends, or the run fails; start again to go on.
     """
-    link.check()
     with hold(folder.root / "serve.lock", 0.0):
         superlink = _start_superlink(folder, link)
         try:

@@ -75,19 +75,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, wait_seconds: float = 0.0) -> None:
     """Make sure that a port can be listened on.
+
+    Args:
+        host: an address of this machine.
+        port: on it.
+        wait_seconds: how long to wait until it can.
 
     Raises:
         ConfigError: another program listens there, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a server that has just ended leaves is free
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"host and port must be free on this machine, got {host}:{port}: {error}") from error
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not count
+            try:
+                probe.bind((host, port))
+                return
+            except (OSError, OverflowError) as error:
+                reason = str(error)
+        if time.monotonic() >= deadline:
+            raise ConfigError(f"host and port must be free on this machine, got {host}:{port}: {reason}")
+        time.sleep(_WATCH_SECONDS)
 
 
 def new_lines(path: Path, told: int, tell: Callable[[str], None]) -> int:

@@ -1,0 +1,156 @@
+"""The pieces of ``ownlet serve`` that need no SuperLink: what it checks, writes and submits."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from flwr.common.config import get_fused_config_from_fab
+from flwr.supercore.run import Run
+
+from ownlet.server.certificates import SERVER_CERT_FILE, make_certificates
+from ownlet.server.checkpoint import RoundResult
+from ownlet.server.control import public_key_bytes, wait_until_healthy
+from ownlet.server.deployment import Deployment, Judging, ServeFolder, hold, public_config, setup_of
+from ownlet.server.rounds import FederationResult
+from ownlet.server.serve import Link
+from ownlet.server.shim_app import write_shim_app
+from ownlet.shared.adapter import AdapterSpec, LayerShape, load_adapter, save_adapter
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.errors import ConfigError, FederationError, StateBusyError
+from ownlet.shared.flower_process import free_port
+
+SPEC = AdapterSpec(
+    layers=(LayerShape(name="layer", in_features=3, out_features=4),), rank=2, alpha=2.0, base_hash="b" * 64
+)
+START = np.linspace(-1, 1, SPEC.size, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certs")
+    make_certificates(folder, hosts=[], num_nodes=1)
+    return folder
+
+
+def link(certs: Path, port: int) -> Link:
+    return Link(host="127.0.0.1", port=port, certs=certs, node_keys=sorted((certs / "nodes").glob("*.pub")))
+
+
+def folder_of(path: Path, deployment: Deployment, version: int = 0) -> ServeFolder:
+    folder = ServeFolder(path)
+    save_adapter(folder.start, SPEC, START, version=version)
+    deployment.save(folder.settings)
+    return folder
+
+
+def test_a_port_that_is_taken_is_named(certs: Path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match=f"must be free on this machine, got 127.0.0.1:{other.getsockname()[1]}"):
+            link(certs, other.getsockname()[1]).check(wait_seconds=0.0)
+    link(certs, free_port()).check()
+
+
+def test_a_missing_certificate_and_a_key_that_is_none_are_named(certs: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"got no .*ca.crt"):
+        link(tmp_path, free_port()).check()
+    make_certificates(tmp_path, hosts=[], num_nodes=1)
+    (tmp_path / "nodes" / "node-0.pub").write_text("ssh-rsa nonsense")
+    with pytest.raises(ConfigError, match=r"node key must be an OpenSSH public key, got .*node-0.pub"):
+        link(tmp_path, free_port()).check()
+    (tmp_path / "nodes" / "node-0.pub").unlink()
+    with pytest.raises(ConfigError, match="node keys must be at least one"):
+        link(tmp_path, free_port()).check()
+    (tmp_path / SERVER_CERT_FILE).unlink()
+    with pytest.raises(ConfigError, match=r"got no .*server.crt"):
+        link(tmp_path, free_port()).check()
+
+
+def test_a_node_key_is_registered_in_the_form_that_flower_compares(certs: Path):
+    assert public_key_bytes(certs / "nodes" / "node-0.pub").startswith(b"-----BEGIN PUBLIC KEY-----")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(certs: Path):
+    with pytest.raises(FederationError, match="SuperLink must answer at"):
+        wait_until_healthy(f"127.0.0.1:{free_port()}", certs / "ca.crt", 0.1)
+    with pytest.raises(FederationError, match="SuperLink must answer at"):
+        wait_until_healthy(f"127.0.0.1:{free_port()}", certs / "ca.crt", 60.0, is_alive=lambda: False)
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # flwr 1.41 with pathspec 1.1
+def test_the_app_that_is_submitted_is_small_valid_and_carries_the_public_configuration(tmp_path: Path):
+    deployment = Deployment(config=FederationConfig(), num_users=9, num_nodes=3)
+    told = public_config(deployment, SPEC)
+    write_shim_app(tmp_path, told)
+    assert load_and_validate(tmp_path / "pyproject.toml")[1] == []  # no warnings
+    content = build_fab_from_disk(tmp_path)
+    assert len(content) < 20_000
+    assert get_fused_config_from_fab(content, Run.create_empty(run_id=1)) == told
+    assert AdapterSpec.from_json(str(told["adapter-spec"])) == SPEC
+
+
+def test_a_deployment_comes_back_from_its_file(tmp_path: Path):
+    deployment = Deployment(
+        config=FederationConfig(clip_norm=0.2, rounds=7), num_users=9, num_nodes=3, min_nodes=2, judging={"a": 1}
+    )
+    deployment.save(tmp_path / "serve.json")
+    assert Deployment.load(tmp_path / "serve.json") == deployment
+    (tmp_path / "serve.json").write_text("{}")
+    with pytest.raises(FederationError, match="must be readable"):
+        Deployment.load(tmp_path / "serve.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"min_nodes": 4}, "min_nodes must be from 1 to 3"),
+        ({"num_users": 0}, "num_users must be at least 1"),
+        ({"config": FederationConfig(ranks=(4, 2))}, "ranks must not differ"),
+        ({"config": FederationConfig(patience=2)}, "judging data must be given"),
+    ],
+)
+def test_a_deployment_that_cannot_run_is_refused(changes: dict[str, object], rule: str):
+    with pytest.raises(ConfigError, match=rule):
+        Deployment(**{"config": FederationConfig(), "num_users": 9, "num_nodes": 3, **changes})  # type: ignore[arg-type]
+
+
+def test_the_outcome_is_written_with_a_version_above_that_of_the_start(tmp_path: Path):
+    folder = folder_of(tmp_path, Deployment(config=FederationConfig(), num_users=9, num_nodes=3), version=5)
+    setup = setup_of(folder, lambda values, config: pytest.fail("nothing is judged here"))
+    assert setup.presence is not None
+    assert (setup.resume, setup.num_users, setup.presence.num_partitions) == (True, 9, 3)
+    assert setup.on_result is not None
+    setup.on_result(FederationResult(vector=START + 1, version=2, rounds=(RECORD,), epsilon=1.0, stopped=None))
+    spec, vector, version = load_adapter(folder.adapter)
+    assert (spec, version) == (SPEC, 7)
+    np.testing.assert_array_equal(vector, START + 1)
+    assert '"admitted": [\n   0,\n   2\n  ]' in folder.rounds.read_text()
+
+
+def test_an_adapter_below_the_base_is_not_published(tmp_path: Path):
+    folder = folder_of(tmp_path, Deployment(config=FederationConfig(), num_users=9, num_nodes=3, judging={"x": 1}))
+    worse = Judging(judge=lambda number, vector: 0.0, publishable=lambda vector: False)
+    setup = setup_of(folder, lambda values, config: worse)
+    assert setup.judge is worse.judge
+    assert setup.on_result is not None
+    setup.on_result(FederationResult(vector=START, version=2, rounds=(), epsilon=1.0, stopped=None))
+    assert not folder.adapter.exists()
+
+
+def test_one_server_at_a_time_runs_in_a_folder(tmp_path: Path):
+    with (
+        hold(tmp_path / "lock", 0.0),
+        pytest.raises(StateBusyError, match="one server at a time"),
+    ):
+        hold(tmp_path / "lock", 0.0)
+    hold(tmp_path / "lock", 0.0).close()
+
+
+RECORD = RoundResult(
+    round=1, version=1, void=False, num_asked=4, num_nodes=3, num_admitted=2, rejected=(), num_missing=1, epsilon=1.0,
+    update_norm=0.1, seconds=2.0, clip_norm=0.3, admitted=(0, 2),
+)  # fmt: skip
