@@ -41,6 +41,6 @@ def noised_average(
 
 
 def average_of(total: NDArray[np.float64], config: FederationConfig, num_users: int) -> NDArray[np.float64]:
-    """Return a sum, noised or not, divided by ``expected_share * num_users``."""
+    """Return a sum, noised or not, divided by ``expected_share * num_users``, or by the size of a buffer."""
     require(num_users >= 1, "num_users must be at least 1", num_users=num_users)
-    return total / (config.expected_share * num_users)
+    return total / (config.buffer.size or config.expected_share * num_users)

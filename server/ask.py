@@ -6,6 +6,7 @@ Both ways end with the same value (``Answers``), so nothing after it knows how t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,16 +14,17 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from ownlet.server.admit import Expected
+from ownlet.server.admit import Expected, admit
 from ownlet.server.checkpoint import ServerState
 from ownlet.server.collect import collect
 from ownlet.server.combine import Combiner
 from ownlet.server.nodes import Nodes, split_cohort
-from ownlet.server.replies import replies_to
+from ownlet.server.replies import Mailbox
 from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
+from ownlet.shared.errors import ReplyRejectedError
 from ownlet.shared.wire import TrainRequest, array_bytes, partition_of, requests_to_records
 
 __all__ = ["Answers", "ask", "unanswered"]
@@ -44,6 +46,7 @@ class Answers:
         noise_multiplier: under secure aggregation, of the nodes' noise that is in the total.
         bytes_up, bytes_down: of the arrays in admitted replies and in requests; not counted under secure aggregation.
         admitted: partitions whose sum is in the total, in order, where the server sees single sums.
+        num_late: replies to earlier rounds, which are refused; not counted there, too.
     """
 
     asked: Mapping[int, tuple[int, ...]]
@@ -54,6 +57,7 @@ class Answers:
     noise_multiplier: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    num_late: int = 0
     admitted: tuple[int, ...] = ()
 
 
@@ -76,6 +80,7 @@ def ask(
     cohort: NDArray[np.int64],
     number: int,
     num_users: int,
+    mailbox: Mailbox | None = None,
 ) -> Answers:
     """Ask the nodes to train the users of a cohort.
 
@@ -87,6 +92,7 @@ def ask(
         cohort: the users, in order.
         number: of the round, from 1.
         num_users: N, the public size of the population.
+        mailbox: of the run; by default a fresh one, which knows of no earlier round.
 
     Raises:
         FederationError: no node connects in time.
@@ -131,20 +137,23 @@ def ask(
         )
         if len(cohort) == 0:  # what nobody's zeros come to
             return Answers(asked={}, total=combiner.result(), num_admitted=0, rejected=(), num_missing=0)
-        answers = _ask_each(nodes, config, spec, asked, requests, combiner, num_partitions)
+        enough = math.ceil(config.cohort_rate * num_users) if config.stragglers.take_first else math.inf
+        post = mailbox or Mailbox(nodes.grid)
+        answers = _ask_each(post, config, spec, asked, requests, combiner, num_partitions, enough)
     for reason in answers.rejected:
         _log.warning("rejected: %s", reason)
     return answers
 
 
 def _ask_each(
-    nodes: Nodes,
+    mailbox: Mailbox,
     config: FederationConfig,
     spec: AdapterSpec,
     asked: Mapping[int, tuple[int, ...]],
     requests: Mapping[int, TrainRequest],
     combiner: Combiner,
     num_partitions: int,
+    enough: float,
 ) -> Answers:
     """Ask every node for its sum, see it, combine it and forget it."""
     if not requests:
@@ -165,18 +174,32 @@ def _ask_each(
         counts=config.counts,
         wire=config.wire,
     )
-    found = collect(replies_to(nodes.grid, messages, ttl), expected, combiner)
+    late = [_why_late(reply, expected) for reply in mailbox.late()]
+    replies = mailbox.replies_to(messages, config.deadline_seconds, ttl)
+    found = collect(replies, expected, combiner, enough=enough)
+    replies.close()  # where enough have come, the others are late from here on
     partition_of_node = {node: partition_of(request.users[0], num_partitions) for node, request in requests.items()}
     return Answers(
         asked=asked,
         total=found.total,
         num_admitted=len(found.admitted),
         admitted=tuple(sorted(partition_of_node[node] for node in found.admitted)),
-        rejected=found.rejected,
+        rejected=tuple(sorted((*found.rejected, *late))),
         num_missing=len(asked) - len(found.heard),
+        num_late=len(late),
         bytes_up=found.num_bytes,
         bytes_down=bytes_down,
     )
+
+
+def _why_late(reply: Message, expected: Expected) -> str:
+    """Return why a reply to an earlier round may not enter this one: its round and version say so."""
+    try:
+        admit(reply, expected)
+    except ReplyRejectedError as error:
+        return f"late: {error}"
+    node = reply.metadata.src_node_id  # a lie: it answers an earlier request and names this round
+    return f"late: round {expected.round}, admit, node {node}: the reply must answer a request of this round"
 
 
 def _ask_for_sum(

@@ -60,6 +60,7 @@ class RoundResult:
         bytes_up: of the arrays in the replies that were admitted; not counted under secure aggregation.
         bytes_down: of the arrays in the requests; there not, too.
         admitted: partitions whose reply entered the adapter, where the server sees single replies.
+        num_late: replies to earlier rounds that came in this one and were refused; not counted there, too.
     """
 
     round: int
@@ -79,6 +80,7 @@ class RoundResult:
     server_epsilon: float | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    num_late: int = 0
     admitted: tuple[int, ...] = ()
 
     @classmethod
@@ -175,11 +177,11 @@ def spent_event(
         noises = Counter((*realised, *[config.noise_multiplier] * (rounds - len(realised))))
         if config.turns:
             return user_turns_event(min(noises, default=0.0), int(participations.max(initial=0)))
-        parts = [user_level_event(config.cohort_rate, noise, count) for noise, count in noises.items()]
-        return compose_events(*parts or [user_level_event(config.cohort_rate, config.noise_multiplier, 0)])
+        parts = [user_level_event(config.asked_rate, noise, count) for noise, count in noises.items()]
+        return compose_events(*parts or [user_level_event(config.asked_rate, config.noise_multiplier, 0)])
     if config.unit == "window":
         return window_level_event(config.plan, int(participations.max(initial=0)))
-    return user_level_event(config.cohort_rate, 0.0, rounds)
+    return user_level_event(config.asked_rate, 0.0, rounds)
 
 
 def save_checkpoint(path: Path, config: FederationConfig, spec: AdapterSpec, state: ServerState) -> None:

@@ -21,7 +21,7 @@ def draw_cohort(
 ) -> NDArray[np.int64]:
     """Return the users of a round, in order.
 
-    Each of 0..N-1 with probability ``cohort_rate``, independently; or, with ``turns``, each with the chance of turns
+    Each of 0..N-1 with probability ``asked_rate``, independently; or, with ``turns``, each with the chance of turns
     left to rounds left, which gives everybody exactly ``turns`` rounds, any of them equally likely; or, with correlated
     noise, the group whose turn it is. The source is secret unless the config has a seed, which only a simulation may
     have.
@@ -37,7 +37,7 @@ def draw_cohort(
         return np.flatnonzero(groups == (round_number - 1) % config.noise_plan.min_separation)
     source = round_noise(config, "cohort", round_number)
     if participations is None or not config.turns:
-        return source.poisson_sample(num_users, config.cohort_rate)
+        return source.poisson_sample(num_users, config.asked_rate)
     left = config.rounds - round_number + 1
     chosen = []
     for done in range(config.turns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -36,18 +37,21 @@ class Collected:
     num_bytes: int = 0
 
 
-def collect(replies: Iterable[Message], expected: Expected, combiner: Combiner) -> Collected:
+def collect(
+    replies: Iterable[Message], expected: Expected, combiner: Combiner, *, enough: float = math.inf
+) -> Collected:
     """Check every reply on its own and combine those that may enter the adapter.
 
     Args:
         replies: in any order; each is asked for only when the one before has been added.
         expected: what they must be like.
         combiner: a fresh one.
+        enough: no more replies are asked for once this many users are in it.
     """
     admitted: set[int] = set()
     heard: set[int] = set()
     rejected: list[str] = []
-    num_bytes = 0
+    num_bytes, num_users = 0, 0
     for reply in replies:
         node = reply.metadata.src_node_id
         heard.add(node)
@@ -59,6 +63,9 @@ def collect(replies: Iterable[Message], expected: Expected, combiner: Combiner) 
         admitted.add(node)
         num_bytes += array_bytes(reply.content)
         combiner.add(total, expected.users_by_node[node])
+        num_users += expected.users_by_node[node]
+        if num_users >= enough:
+            break
     return Collected(
         total=combiner.result(),
         admitted=frozenset(admitted),

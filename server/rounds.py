@@ -10,7 +10,6 @@ that round void, because two sums with two draws of the nodes' noise would have 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +20,16 @@ from flwr.serverapp import Grid
 from ownlet.server.adaptive_clip import check_split
 from ownlet.server.ask import Answers, ask, unanswered
 from ownlet.server.begun import begin_round, begun_cohort, forget_begun
+from ownlet.server.buffered import Flight, ask_buffered, draw_idle
 from ownlet.server.checkpoint import RoundResult, ServerState, load_checkpoint, save_checkpoint, spent_event
+from ownlet.server.clock import SYSTEM_CLOCK, Clock
 from ownlet.server.cohorts import check_separation, draw_cohort, round_noise
 from ownlet.server.early_stop import Judge, best_of, why_stop
 from ownlet.server.fedsvd import turn
 from ownlet.server.nodes import Nodes, Presence
 from ownlet.server.optimizer import server_step
 from ownlet.server.release import release, skip
+from ownlet.server.replies import Mailbox
 from ownlet.server.secure_charge import charge_realised
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -73,6 +75,7 @@ def run_rounds(
     on_round: OnRound | None = None,
     judge: Judge | None = None,
     presence: Presence | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> FederationResult:
     """Run federated rounds until ``config.rounds`` are done, the next one would cost too much, or patience is over.
 
@@ -87,6 +90,7 @@ def run_rounds(
         on_round: called after every round with its record and the adapter, once both are saved.
         judge: looks at adapters on held-out public users; needed where the config has ``patience``.
         presence: which nodes a round waits for; by default any one.
+        clock: that deadlines are measured by.
 
     Returns:
         The last adapter, or the best one where the config has ``patience``, and a record of every round.
@@ -107,7 +111,8 @@ def run_rounds(
     elif checkpoint is not None:  # so that a round that has begun belongs to a config; it also ends an earlier run
         forget_begun(checkpoint)
         save_checkpoint(checkpoint, config, spec, state)
-    nodes = Nodes(grid, config.reply_timeout_seconds, presence or Presence())
+    nodes, mailbox = Nodes(grid, config.reply_timeout_seconds, presence or Presence()), Mailbox(grid, clock)
+    flight = Flight(grid, clock)
     start_quality = judge(0, vector) if judge is not None else None
     require(
         config.patience == 0 or start_quality is not None,
@@ -119,10 +124,12 @@ def run_rounds(
         if start_quality is not None and (why := why_stop(best_of(start_quality, state.results), config.patience)):
             stopped = why
             break
-        number, started = len(state.results) + 1, time.monotonic()
+        number, started = len(state.results) + 1, clock.now()
         again = begun_cohort(checkpoint, number) if checkpoint is not None else None
         cohort = again
-        if cohort is None:
+        if cohort is None and config.buffer.size:
+            cohort = draw_idle(config, num_users, number, state.participations, flight.busy())
+        elif cohort is None:
             cohort = draw_cohort(config, num_users, number, state.participations, state.groups)
         check_separation(config, cohort, number, state.last_asked)
         charged = state.asked(cohort, number)
@@ -132,13 +139,17 @@ def run_rounds(
             stopped = f"round {number} would spend epsilon {spent:.3f}, more than the target {config.target_epsilon:g}"
             _log.warning("stopped: %s", stopped)
             break
-        if again is not None and config.secure.enabled:
+        if again is not None and (config.secure.enabled or config.buffer.size):  # what was under way is lost
             answers = unanswered(cohort)
         else:
             if checkpoint is not None:
                 begin_round(checkpoint, number, cohort)
-            answers = ask(nodes, config, spec, charged, cohort, number, num_users)
-        state = _close_round(config, spec, charged, answers, num_users, number, spent, started)
+            if config.buffer.size:
+                answers = ask_buffered(nodes, flight, config, spec, charged, cohort, number)
+            else:
+                answers = ask(nodes, config, spec, charged, cohort, number, num_users, mailbox)
+        seconds = clock.now() - started
+        state = _close_round(config, spec, charged, answers, num_users, number, spent, seconds)
         if config.secure.enabled:
             state = charge_realised(config, state, answers.noise_multiplier)
         if judge is not None:
@@ -174,9 +185,10 @@ def _close_round(
     num_users: int,
     number: int,
     spent: float,
-    started: float,
+    seconds: float,
 ) -> ServerState:
-    void = answers.total is None or answers.num_admitted < config.quorum * len(answers.asked)
+    wanted = config.buffer.size or len(answers.asked)
+    void = answers.total is None or answers.num_admitted < config.quorum * wanted
     update_norm, clip_norm = 0.0, config.delta_bound(spec.num_trainable, state.clip_norm)
     source = round_noise(config, "server", number)
     if answers.total is None or void:
@@ -202,9 +214,10 @@ def _close_round(
         num_missing=answers.num_missing,
         epsilon=spent,
         update_norm=update_norm,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         clip_norm=clip_norm,
         bytes_up=answers.bytes_up,
         bytes_down=answers.bytes_down,
+        num_late=answers.num_late,
     )
     return replace(state, results=(*state.results, result))

@@ -17,6 +17,7 @@ from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
 from ownlet.shared.secure_config import SecureConfig
 from ownlet.shared.server_config import AdaptiveClip, NoisePlan, Robust, ServerOptimizer
+from ownlet.shared.straggler_config import Buffer, Stragglers
 from ownlet.shared.wire_config import WireConfig
 
 __all__ = [
@@ -228,7 +229,10 @@ class FederationConfig:
         target_epsilon: the run stops before a round that would exceed it.
         secure: whether the server may see single replies, or only their sum; not with unit ``none``.
         wire: in which form a device's delta travels; not under secure aggregation, which has a coding of its own.
-        reply_timeout_seconds: how long a round waits for replies.
+        stragglers: when a round stops waiting for slow devices, and how many more are asked.
+        buffer: asynchronous rounds, each of a number of updates, whenever they were asked for. Only where updates are
+            private before they are sent, or nothing is promised. ``turns`` is then the most often that a user is asked.
+        reply_timeout_seconds: how long a message lives, and a round waits for replies at the most.
         seed: makes a simulation reproducible. None draws cohorts and noise from the operating system, as a deployment
             must.
         plan: what each user does in a round.
@@ -257,6 +261,8 @@ class FederationConfig:
     target_epsilon: float = math.inf
     secure: SecureConfig = field(default_factory=SecureConfig)
     wire: WireConfig = field(default_factory=WireConfig)
+    stragglers: Stragglers = field(default_factory=Stragglers)
+    buffer: Buffer = field(default_factory=Buffer)
     reply_timeout_seconds: float = 600.0
     seed: int | None = None
     plan: Plan = field(default_factory=Plan)
@@ -290,6 +296,7 @@ class FederationConfig:
         self._check_noise_plan()
         self._check_robust()
         self._check_wire()
+        self._check_stragglers()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -322,6 +329,16 @@ class FederationConfig:
             require(
                 math.isfinite(self.clip_norm), "clip_norm must be finite where unit is user", clip_norm=self.clip_norm
             )
+
+    @property
+    def asked_rate(self) -> float:
+        """The chance of each user to be asked in a round, where cohorts are Poisson samples: what is charged."""
+        return min(1.0, self.cohort_rate * self.stragglers.over_selection)
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long a round waits for replies."""
+        return min(self.stragglers.deadline_seconds, self.reply_timeout_seconds)
 
     @property
     def expected_share(self) -> float:
@@ -373,6 +390,34 @@ class FederationConfig:
             name == "none" or not self.secure.enabled,
             "robust must be none under secure aggregation, where nobody sees a single reply",
             robust=name,
+        )
+
+    def _check_stragglers(self) -> None:
+        over = self.stragglers.over_selection
+        require(
+            over == 1 or not (self.turns or self.correlated or self.buffer.size),
+            "over_selection must be 1 where cohorts are not Poisson samples",
+            over_selection=over,
+        )
+        promised = self.unit == "user" and self.noise_multiplier > 0
+        require(
+            not self.stragglers.take_first or not (promised or self.secure.enabled or self.buffer.size),
+            "take_first must be false under user-level noise, secure aggregation and in buffered rounds: a user who is "
+            "earlier takes another's place, which moves the sum by more than the clip norm; a deadline goes with them",
+            take_first=True,
+        )
+        if self.buffer.size == 0:
+            return
+        require(
+            not promised,
+            "size of buffer must be 0 under user-level noise: one user's arrival decides which other updates share a "
+            "buffer, so that it moves sums by more than the clip norm; the unit window goes with it",
+            size=self.buffer.size,
+        )
+        require(
+            not (self.secure.enabled or self.ranks or self.counts or self.robust.name != "none"),
+            "size of buffer must be 0 with secure aggregation, ranks, an adaptive clip or a robust combiner",
+            size=self.buffer.size,
         )
 
     def _check_wire(self) -> None:
@@ -451,6 +496,8 @@ class FederationConfig:
             "secure": SecureConfig(**raw.get("secure", {})),
             "robust": Robust(**raw.get("robust", {})),
             "server_optimizer": ServerOptimizer(**raw.get("server_optimizer", {})),
+            "stragglers": Stragglers(**_numbers(raw.get("stragglers", {}))),
+            "buffer": Buffer(**raw.get("buffer", {})),
             "wire": WireConfig(**raw.get("wire", {})),
         }
         return cls(**{**_numbers(raw), **inner, "ranks": tuple(raw.get("ranks", ()))})

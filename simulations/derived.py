@@ -113,7 +113,7 @@ def noise_for_target(config: FederatedRunConfig, given: Collection[str]) -> Fede
     federation = config.federation
     if federation.unit != "user" or "federation.noise_multiplier" in given:
         return config
-    rate, sums = federation.cohort_rate, federation.rounds
+    rate, sums = federation.asked_rate, federation.rounds
     if federation.turns:
         rate, sums = 1.0, federation.turns
     if federation.correlated:  # all rounds together are one Gaussian mechanism

@@ -339,6 +339,7 @@ def _row(record: RoundResult) -> dict[str, Any]:
         "num_nodes": record.num_nodes,
         "num_admitted": record.num_admitted,
         "num_missing": record.num_missing,
+        "num_late": record.num_late,
         "rejected": "; ".join(record.rejected),
         "epsilon": record.epsilon,
         "update_norm": record.update_norm,

@@ -175,7 +175,7 @@ def sampling_assumed(units: Sequence[str], terms: FederationConfig | None, subje
         return a_field(
             "sampling_assumed",
             title,
-            f"Poisson over users, rate {terms.cohort_rate:g}",
+            f"Poisson over users, rate {terms.asked_rate:g}",
             "Each user is in a round independently of all others, and nobody but the server learns who was. Cohorts of "
             "a fixed size would make the stated epsilon wrong.",
         )

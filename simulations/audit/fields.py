@@ -177,7 +177,7 @@ def _mechanism_of(terms: FederationConfig) -> str:
         return "Gaussian, correlated over rounds"
     if terms.secure.enabled and terms.unit == "user":
         return "Discrete Gaussian, in shares, Poisson-subsampled" if not terms.turns else "Discrete Gaussian, in shares"
-    sampled = terms.plan.sample_rate < 1 if terms.unit == "window" else not terms.turns and terms.cohort_rate < 1
+    sampled = terms.plan.sample_rate < 1 if terms.unit == "window" else not terms.turns and terms.asked_rate < 1
     return "Poisson-subsampled Gaussian" if sampled else "Gaussian"
 
 
@@ -196,7 +196,7 @@ def _parameters(subject: Subject, terms: FederationConfig | None, promises: Sequ
         events = "; ".join(f"{promise.unit}: {counted(promise.charges, 'charge')}" for promise in promises)
         return a_field("parameters", title, events, "The charges and their events are in the ledger, line by line.")
     if terms.unit == "user":
-        rate = f"{counted(terms.turns, 'turn')} per user" if terms.turns else f"q = {terms.cohort_rate:g}"
+        rate = f"{counted(terms.turns, 'turn')} per user" if terms.turns else f"q = {terms.asked_rate:g}"
         rate = f"{terms.noise_plan.min_separation} groups in turn" if terms.correlated else rate
         value = f"{rate}, sigma = {terms.noise_multiplier:.4g}, C = {terms.clip_norm:g}"
         return a_field("parameters", title, f"{value}, at most {terms.rounds} rounds", meaning)

@@ -191,7 +191,7 @@ def _equal_turns(subject: RunSubject, most: int) -> Check:
 
 def _sampling_checks(subject: RunSubject, num_users: int) -> list[Check]:
     """Test whether the sizes of the cohorts are those of Poisson sampling."""
-    rate, sizes = subject.terms.cohort_rate, np.array([row["num_asked"] for row in subject.rows], np.int64)
+    rate, sizes = subject.terms.asked_rate, np.array([row["num_asked"] for row in subject.rows], np.int64)
     if len(sizes) == 0 or num_users == 0:
         return []
     asked, slots = int(sizes.sum()), num_users * len(sizes)

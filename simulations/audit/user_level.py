@@ -49,7 +49,7 @@ def claim_of_federation(config: FederationConfig) -> Claim:
     """Return what a user-level run promises to every user."""
     return Claim(
         unit="user",
-        sample_rate=config.cohort_rate,
+        sample_rate=config.asked_rate,
         noise_multiplier=config.noise_multiplier,
         clip_norm=config.clip_norm,
         steps=config.rounds,
