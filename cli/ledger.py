@@ -139,6 +139,8 @@ def _what(entry: Entry) -> str:
 
 def _mechanism(event: dict[str, object]) -> str:
     """Say an event in words, ``3 x sigma 1.0 at rate 0.1``; others as they are written."""
+    from ownlet.shared.privacy import flip_epsilon
+
     match event:
         case {"kind": "repeated", "count": count, "event": inner} if isinstance(inner, dict):
             return f"{count} x {_mechanism(inner)}"
@@ -146,4 +148,6 @@ def _mechanism(event: dict[str, object]) -> str:
             return f"sigma {sigma} at rate {rate}"
         case {"kind": "gaussian", "noise_multiplier": sigma}:
             return f"sigma {sigma}"
+        case {"kind": "randomized_response", "noise_parameter": float(noise_parameter)}:
+            return f"one bit at epsilon {flip_epsilon(noise_parameter):.4g}"
     return json.dumps(event, sort_keys=True)

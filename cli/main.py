@@ -30,6 +30,8 @@ from ownlet.cli.ledger import show, verify
 from ownlet.cli.plan import plan
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.rank_head import rank_head
+from ownlet.cli.registry import deliver, list_versions, pause, promote, publish, resume, rollback
+from ownlet.cli.registry import show as show_registry
 from ownlet.cli.serve import serve
 from ownlet.cli.simulate import simulate
 from ownlet.cli.store import store
@@ -60,6 +62,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench quality": quality,
     "ledger show": show,
     "ledger verify": verify,
+    "registry list": list_versions,
+    "registry show": show_registry,
+    "registry publish": publish,
+    "registry promote": promote,
+    "registry rollback": rollback,
+    "registry pause": pause,
+    "registry resume": resume,
+    "registry deliver": deliver,
 }
 """Subcommand -> function; a name of two words is a command of a group."""
 
@@ -67,6 +77,7 @@ GROUPS = {
     "bench": "Measure how good something is.",
     "adapter": "Exchange adapters with the library PEFT.",
     "ledger": "Show or verify what a device spent on privacy.",
+    "registry": "Publish adapters, roll them out by share of devices, take them back.",
 }
 """Group -> help."""
 

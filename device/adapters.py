@@ -85,16 +85,16 @@ class SharedAdapters:
 
     def __init__(self, store: VersionStore, bundled: Shared) -> None:
         """Take the device's store and the adapter in the bundle."""
-        self.store, self._bundled = store, bundled
+        self.store, self.bundled = store, bundled
 
     def current(self) -> Shared:
         """Return the newest intact one that fits the bundle's spec."""
         kept = self.store.current()
-        if kept is None or kept.metadata.get("base_hash") != self._bundled.spec.base_hash:
-            return self._bundled
+        if kept is None or kept.metadata.get("base_hash") != self.bundled.spec.base_hash:
+            return self.bundled
         spec, vector, version = parse_adapter(self.store.read(kept.number, _FILE), source=f"version {kept.number}")
-        if spec != self._bundled.spec or version < self._bundled.version:
-            return self._bundled
+        if spec != self.bundled.spec or version < self.bundled.version:
+            return self.bundled
         return Shared(spec=spec, vector=vector, version=version, domain=kept.metadata.get("domain"))
 
     def adopt(self, content: bytes, source: str) -> Shared:
@@ -103,13 +103,34 @@ class SharedAdapters:
         Raises:
             AdapterError: damaged, of another base or spec, or not newer than the current one.
         """
-        spec, vector, version = parse_adapter(content, base_hash=self._bundled.spec.base_hash, source=source)
+        spec, vector, version = parse_adapter(content, base_hash=self.bundled.spec.base_hash, source=source)
         current = self.current()
         if spec != current.spec:
             raise AdapterError(f"adapter must have the layers, rank and alpha of the bundle's, got others in {source}")
         if version <= current.version:
             raise AdapterError(f"adapter must be newer than version {current.version}, got {version} in {source}")
         return self._keep(content, Shared(spec=spec, vector=vector, version=version))
+
+    def holds(self, file_sha256: str) -> bool:
+        """Say whether the adapter in use came from the file with this hash."""
+        kept = self.store.current()
+        return kept is not None and kept.files[_FILE].sha256 == file_sha256
+
+    def take(self, content: bytes, source: str) -> Shared:
+        """Keep an adapter that a rollout's manifest names, be it newer or older than the current one.
+
+        Raises:
+            AdapterError: damaged, or of another base or spec.
+        """
+        spec, vector, version = parse_adapter(content, base_hash=self.bundled.spec.base_hash, source=source)
+        if spec != self.bundled.spec:
+            raise AdapterError(f"adapter must have the layers, rank and alpha of the bundle's, got others in {source}")
+        return self._keep(content, Shared(spec=spec, vector=vector, version=version))
+
+    def use_bundled(self) -> None:
+        """Let the bundle's own adapter serve."""
+        if self.store.current() is not None:
+            self.store.set_current(None)
 
     def activate(self, domains: DomainAdapters, domain: str | None) -> Shared:
         """Let the adapter of a domain be the shared one; where it is already, nothing is written.

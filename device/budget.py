@@ -13,7 +13,8 @@ change the decision:
   it, so processes to come need no accountant.
 
 Everything is counted per mechanism ("how many steps with this noise and this sampling rate"), because composition does
-not depend on the order. Neighbouring relation: add or remove one unit; sampling: Poisson. Units are never added.
+not depend on the order. Bits of randomised response add their epsilons to that of the rest. Neighbouring relation: add
+or remove one unit; sampling: Poisson. Units are never added.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ownlet.shared.errors import PrivacyError, require
-from ownlet.shared.privacy import ACCOUNTANT, epsilon, event_from_json
+from ownlet.shared.privacy import ACCOUNTANT, epsilon, event_from_json, flip_epsilon
 
 __all__ = ["Budget", "Limit", "Totals", "accountant", "epsilon_of", "find_limit", "quick_bound", "totals_of"]
 
@@ -101,6 +102,12 @@ def _count(event: Mapping[str, Any]) -> Counter[str]:
             return Counter({_NON_PRIVATE: 1})
         case "gaussian":
             return _step({"kind": "gaussian"}, event)
+        case "randomized_response":
+            noise_parameter = float(event["noise_parameter"])
+            if flip_epsilon(noise_parameter) == math.inf:
+                return Counter({_NON_PRIVATE: 1})
+            plain = {"kind": "randomized_response", "noise_parameter": noise_parameter}
+            return Counter({json.dumps(plain, sort_keys=True, separators=(",", ":")): 1})
         case "poisson" if event["event"]["kind"] in ("gaussian", "non_private"):
             rate = float(event["rate"])
             if not 0 < rate <= 1:
@@ -135,10 +142,21 @@ def quick_bound(totals: Totals, dp_delta: float) -> float:
         return math.inf
     if not any(totals.values()):
         return 0.0
-    spent = sum(count * _renyi(mechanism) for mechanism, count in totals.items())
+    flipped = sum(count * _flip(mechanism) for mechanism, count in totals.items())
+    noised = {mechanism: count for mechanism, count in totals.items() if count and not _flip(mechanism)}
+    if not noised:
+        return flipped
+    spent = sum(count * _renyi(mechanism) for mechanism, count in noised.items())
     orders = np.array(_ORDERS, np.float64)
     epsilons = spent + np.log1p(-1 / orders) - np.log(dp_delta * orders) / (orders - 1)
-    return max(0.0, float(epsilons.min()))
+    return flipped + max(0.0, float(epsilons.min()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _flip(mechanism: str) -> float:
+    """Epsilon of one bit of randomised response; 0 for other mechanisms. These add up without an accountant."""
+    plain = json.loads(mechanism)
+    return flip_epsilon(plain["noise_parameter"]) if plain["kind"] == "randomized_response" else 0.0
 
 
 @functools.lru_cache(maxsize=1024)

@@ -40,6 +40,7 @@ from ownlet.device.ledger_reading import (
 )
 from ownlet.device.ledger_state import LedgerState, Unit, budget_to_plain, finite
 from ownlet.shared.config import Plan
+from ownlet.shared.counters import CountTerms
 from ownlet.shared.errors import BudgetExceededError, LedgerError, PrivacyError, require
 
 __all__ = [
@@ -61,14 +62,14 @@ _CHECKPOINT_MARK = b'"state":"checkpoint"'  # quotes inside strings are escaped,
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """One training that is about to run.
+    """One training that is about to run, or one report that is about to be drawn.
 
     Args:
         unit: whose privacy it spends: ``window`` or ``user``.
         event: its privacy event as ``privacy.event_to_json`` writes it.
         base_hash: the base that is trained on.
         adapter_version: the shared adapter that the update is relative to.
-        plan: the public numbers of the training.
+        plan: the public numbers of the training, or the terms of the count that is reported to.
         round: the federated round that asked for it, if one did.
     """
 
@@ -76,7 +77,7 @@ class Charge:
     event: str
     base_hash: str
     adapter_version: int
-    plan: Plan
+    plan: Plan | CountTerms
     round: int | None = None
 
     def __post_init__(self) -> None:

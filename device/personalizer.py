@@ -38,8 +38,10 @@ from numpy.typing import NDArray
 from ownlet.device.adapters import PersonalAdapters, Shared, SharedAdapters
 from ownlet.device.budget import Budget
 from ownlet.device.contributor import Contributor
+from ownlet.device.counter import HitCounter
 from ownlet.device.engines import EngineName, open_engine
 from ownlet.device.event import checked_context, checked_timestamp
+from ownlet.device.follow import Fetch, Follower
 from ownlet.device.guard import Drift, Guard
 from ownlet.device.history import EventHistory
 from ownlet.device.learner import Learner, TrainingReport
@@ -54,11 +56,13 @@ from ownlet.device.user_state import UserState
 from ownlet.shared.adapter import load_adapter
 from ownlet.shared.bundle_items import read_catalogue
 from ownlet.shared.config import PERSONAL_PLAN, FederationConfig, Plan
+from ownlet.shared.counters import CountReport
 from ownlet.shared.delta import Update
 from ownlet.shared.domains import load_domains
 from ownlet.shared.errors import ConfigError, NotEligibleError, StateBusyError, StateError, require
 from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, read_manifest
 from ownlet.shared.noise import AesNoise, NoiseSource
+from ownlet.shared.rollout import parse_manifest
 from ownlet.shared.seal import Keys, Seal
 from ownlet.shared.store import VersionStore
 
@@ -158,6 +162,8 @@ class Personalizer:
             )
             self._learner = Learner(self._engine, self._state, manifest.windows, guard)
             self._contributor = Contributor(self._engine, self._state, self._ledger)
+            self._follower = Follower(self._history, self._state.shared)
+            self._counter = HitCounter(self._history, self._ledger, folder)
             with suppress(StateBusyError), folder.held():
                 self._learner.judge_again()  # after a new bundle; the next open does it if a training holds the state
         except BaseException:
@@ -273,6 +279,7 @@ class Personalizer:
             state.personal.store.clear()  # first: were this cut short, no adapter would remember what is forgotten
             for path in (state.folder.halted("personal"), state.folder.halted("update"), state.folder.outbox):
                 path.unlink(missing_ok=True)
+            self._counter.forget()
             deleted = self._history.forget(item=item, before=before, everything=user)
             self._learner.restart_drift()
             return deleted
@@ -437,6 +444,63 @@ class Personalizer:
             version = self._state.shared.adopt(content, str(adapter)).version
             self._learner.judge_again()
             return version
+
+    def follow(self, manifest: str | Path, fetch: Fetch) -> int:
+        """Do what the registry's manifest asks of this device, and return the version of the shared adapter then.
+
+        Which share of a rollout and which arm of an experiment this device belongs to is decided here, by a secret
+        that never leaves. A manifest may also lead back to an older adapter; the personal one stays on top where it is
+        no worse. Where the manifest asks for a count, impressions are counted from now on (``shown``, ``report``).
+
+        Args:
+            manifest: the file ``rollout.json`` that `ownlet registry deliver` wrote.
+            fetch: gets the file of an offer, ``offer.file`` beside the manifest; called only where it is needed.
+
+        Raises:
+            StateError: the manifest is altered, or older than one that was followed; or the disk refuses.
+            AdapterError: of another base, or the fetched file is not the one that the manifest names.
+            StateBusyError: a training is running.
+        """
+        try:
+            told = parse_manifest(Path(manifest).read_bytes())
+        except OSError as error:
+            raise StateError(f"manifest must be readable, got {manifest}: {error}") from error
+        choice = self._follower.choice(told)
+        content = self._follower.needed(choice, fetch)  # without the lock: it may take long
+        with self._state.folder.held():
+            shared = self._follower.adopt(told, choice, content)
+            self._learner.judge_again()
+            self._counter.begin(told.count, choice.arm, shared.version)
+            return shared.version
+
+    def shown(self, hit: bool) -> None:
+        """Count one impression: recommendations were shown, and the user took one of them or none.
+
+        Does nothing where the registry asks for no count, or enough were counted.
+        """
+        self._counter.shown(hit)
+
+    def report(self, *, noise: NoiseSource | None = None) -> CountReport | None:
+        """Return what may be said about the impressions of the present count: one bit, private and charged.
+
+        To be called at the end of the count, whatever was shown and taken: when a device reports must not depend on
+        what it has to say. A second call returns the same report and costs nothing. Send ``report.to_json()`` without
+        anything that names the device.
+
+        Args:
+            noise: by default a fresh source keyed by the operating system; another one for tests only.
+
+        Returns:
+            the report; None where the registry asks for no count.
+
+        Raises:
+            BudgetExceededError: it would spend more than is left of the unit ``user``; nothing is charged.
+            PrivacyError: the ledger does not verify.
+            StateBusyError: a training is running.
+            StateError: the disk refuses; the charge stays.
+        """
+        with self._state.folder.held():
+            return self._counter.report(self._manifest.base_hash, noise or AesNoise())
 
     def activate(self, domains: str | Path, domain: str | None) -> str | None:
         """Let the shared adapter of a domain serve from now on, until another is activated or a newer one adopted.

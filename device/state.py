@@ -2,8 +2,8 @@
 
 ``history.sqlite`` holds events and small counters, ``ledger.jsonl`` the privacy ledger, ``personal/`` the versions of
 the personal adapter, ``shared/`` the shared adapters that came without a bundle, ``personal.training`` and
-``update.training`` a training that stopped between two steps, ``outbox`` the latest update. ``lock`` is held by whoever
-trains.
+``update.training`` a training that stopped between two steps, ``outbox`` the latest update, ``report`` the latest
+report to a count of hits. ``lock`` is held by whoever trains.
 """
 
 from __future__ import annotations
@@ -70,9 +70,15 @@ class StateFolder:
         return self.root / "outbox"
 
     @property
+    def report(self) -> Path:
+        """The latest report to a count of hits."""
+        return self.root / "report"
+
+    @property
     def has_trained(self) -> bool:
-        """Whether an adapter or an update lies here, so that a ledger must have been."""
-        return self.outbox.exists() or self.personal.exists() or self.halted("update").exists()
+        """Whether an adapter, an update or a report lies here, so that a ledger must have been."""
+        paths = (self.outbox, self.personal, self.halted("update"), self.report)
+        return any(path.exists() for path in paths)
 
     @contextmanager
     def held(self) -> Iterator[None]:

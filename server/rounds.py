@@ -34,7 +34,7 @@ from ownlet.server.secure_charge import charge_realised
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
-from ownlet.shared.privacy import epsilon
+from ownlet.shared.privacy import epsilon, event_to_json
 from ownlet.shared.ranks import rank_weights, users_of_rank
 
 __all__ = ["FederationResult", "OnRound", "run_rounds"]
@@ -54,6 +54,7 @@ class FederationResult:
         rounds: one record per round, in order.
         epsilon: spent in all, at the config's ``dp_delta`` and in its unit; rounds after the best are in it.
         stopped: why the run ended before ``config.rounds``, or None.
+        event: canonical JSON of the privacy event that epsilon is computed from.
     """
 
     vector: Vector
@@ -61,6 +62,7 @@ class FederationResult:
     rounds: tuple[RoundResult, ...]
     epsilon: float
     stopped: str | None
+    event: str
 
 
 def run_rounds(
@@ -159,12 +161,14 @@ def run_rounds(
         if on_round is not None:
             on_round(state.results[-1], state.vector)
     keeps_best = config.patience > 0
+    event = spent_event(config, len(state.results), state.participations, state.noise.factor, state.realised)
     return FederationResult(
         vector=state.best if keeps_best else state.vector,
         version=state.best_version if keeps_best else state.version,
         rounds=state.results,
         epsilon=state.results[-1].epsilon if state.results else 0.0,
         stopped=stopped,
+        event=event_to_json(event),
     )
 
 

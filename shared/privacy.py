@@ -14,6 +14,11 @@ Neighbouring relation everywhere: add or remove one unit (a user, or a window). 
   gradient is clipped to C, and a Gaussian of standard deviation sigma * C is added on the device. The secrecy of the
   cohort gains nothing here, because the server sees each update.
 
+A device may also send a bit that it flips by chance (randomised response): that is epsilon-differentially private with
+delta 0, for all that the bit depends on. Such epsilons are added to that of everything else, at the same delta (basic
+composition, Dwork and Roth 2014, theorem 3.16, https://doi.org/10.1561/0400000042): exact for few reports, and an upper
+bound always.
+
 Where noise comes in shares see ``shared/distributed_noise.py``; where the parameters of an event are chosen after
 results of earlier ones were seen, ``shared/privacy_filter.py``.
 """
@@ -40,7 +45,9 @@ __all__ = [
     "epsilon_curve",
     "event_from_json",
     "event_to_json",
+    "flip_epsilon",
     "noise_multiplier_for",
+    "randomized_response_event",
     "user_level_event",
     "user_turns_event",
     "window_level_event",
@@ -97,6 +104,21 @@ def window_level_event(plan: Plan, participations: int) -> DpEvent:
     return _sampled_gaussians(plan.sample_rate, plan.noise_multiplier, plan.steps * participations)
 
 
+def randomized_response_event(epsilon: float) -> DpEvent:
+    """Return the event of one bit that is flipped with probability 1 / (1 + e^epsilon).
+
+    Args:
+        epsilon: what one such bit costs, at delta 0.
+
+    Raises:
+        ConfigError: ``epsilon`` is not positive, or not finite.
+    """
+    import dp_accounting as dp
+
+    require(0 < epsilon < math.inf, "epsilon must be positive", epsilon=epsilon)
+    return dp.RandomizedResponseDpEvent(2 / (1 + math.exp(epsilon)), 2)
+
+
 def _sampled_gaussians(rate: float, noise_multiplier: float, count: int) -> DpEvent:
     import dp_accounting as dp
 
@@ -145,7 +167,34 @@ def epsilon_curve(event: DpEvent, dp_deltas: Sequence[float]) -> tuple[float, ..
 
 @functools.lru_cache(maxsize=4096)
 def _epsilon(text: str, dp_delta: float) -> float:
-    return float(_accountant(text).get_epsilon(dp_delta))
+    flipped, rest = _without_flips(json.loads(text))
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return flipped + float(_accountant(text).get_epsilon(dp_delta))
+
+
+def _without_flips(plain: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
+    """Return the epsilon of all flipped bits in an event, and the event without them."""
+    match plain["kind"]:
+        case "randomized_response":
+            return flip_epsilon(plain["noise_parameter"]), {"kind": "none"}
+        case "repeated":
+            flipped, rest = _without_flips(plain["event"])
+            return int(plain["count"]) * flipped, {**plain, "event": rest}
+        case "composed":
+            parts = [_without_flips(part) for part in plain["events"]]
+            return sum(flipped for flipped, _ in parts), {**plain, "events": [rest for _, rest in parts]}
+    return 0.0, plain
+
+
+def flip_epsilon(noise_parameter: float) -> float:
+    """Return the epsilon of one bit that is replaced by a coin with this probability.
+
+    Raises:
+        PrivacyError: it is not a probability; at 0 nothing is hidden, and epsilon is infinite.
+    """
+    if not 0 <= noise_parameter <= 1:
+        raise PrivacyError(f"noise_parameter must be in [0, 1], got noise_parameter={noise_parameter!r}")
+    return math.inf if noise_parameter == 0 else math.log((2 - noise_parameter) / noise_parameter)
 
 
 @functools.lru_cache(maxsize=8)  # each holds the whole distribution of the privacy loss, some megabytes at most
@@ -229,6 +278,8 @@ def _to_plain(event: DpEvent) -> dict[str, Any]:
             return {"kind": "non_private"}
         case dp.GaussianDpEvent():
             return {"kind": "gaussian", "noise_multiplier": float(event.noise_multiplier)}
+        case dp.RandomizedResponseDpEvent() if event.num_buckets == 2:
+            return {"kind": "randomized_response", "noise_parameter": float(event.noise_parameter)}
         case dp.PoissonSampledDpEvent():
             return {"kind": "poisson", "rate": float(event.sampling_probability), "event": _to_plain(event.event)}
         case dp.SelfComposedDpEvent():
@@ -248,6 +299,9 @@ def _from_plain(plain: Mapping[str, Any]) -> DpEvent:
             return dp.NonPrivateDpEvent()
         case "gaussian":
             return dp.GaussianDpEvent(float(plain["noise_multiplier"]))
+        case "randomized_response":
+            flip_epsilon(float(plain["noise_parameter"]))
+            return dp.RandomizedResponseDpEvent(float(plain["noise_parameter"]), 2)
         case "poisson":
             return dp.PoissonSampledDpEvent(float(plain["rate"]), _from_plain(plain["event"]))
         case "repeated":

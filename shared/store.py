@@ -19,7 +19,6 @@ Readers take no lock: a version appears and disappears by one rename. Order is b
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -28,9 +27,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ownlet.shared.errors import StoreError, require
+from ownlet.shared.filelock import held_lock
 from ownlet.shared.versions import (
     DOCUMENT_FILE,
     POINTER_FILE,
@@ -51,7 +51,7 @@ from ownlet.shared.versions import (
     version_path,
 )
 
-__all__ = ["Damage", "FileEntry", "Version", "VersionStore", "sync_folder", "write_atomic"]
+__all__ = ["Damage", "FileEntry", "Version", "VersionStore", "make_folder", "sync_folder", "write_atomic"]
 
 _LOCK, _PUBLISH = "lock", ".publish."
 
@@ -290,30 +290,14 @@ class VersionStore:
     def _locked(self) -> Iterator[None]:
         """Keep other writers out, finish what dead ones left, and turn what the disk says into our error."""
         try:
-            _make_folder(self._folder)
-            with (self._folder / _LOCK).open("ab") as lock:
-                self._wait(lock)
+            make_folder(self._folder)
+            with held_lock(self._folder / _LOCK, wait_seconds=self._lock_seconds):
                 self._sweep()
                 yield
         except OSError as error:
             raise StoreError(
                 f"disk must take what the store writes, got {self._folder}: {error.strerror or error}"
             ) from error
-
-    def _wait(self, lock: IO[bytes]) -> None:
-        """Wait for the lock, but not for ever: a frozen process holds it too."""
-        deadline = time.monotonic() + self._lock_seconds
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    waited = f"{self._lock_seconds} seconds"
-                    raise StoreError(
-                        f"store must be written by one at a time, got {self._folder} in use for {waited}"
-                    ) from error
-            time.sleep(0.005)
 
     def _write(self, version: Version, files: Mapping[str, bytes]) -> None:
         """Write a version under a temporary name and rename it to its own."""
@@ -379,7 +363,7 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make a folder and those above it, so that they outlive a crash of the machine."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     if missing:

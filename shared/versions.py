@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ownlet.shared.errors import StoreError, require
+from ownlet.shared.sealed_json import opened_json, sealed_json
 
 __all__ = [
     "DOCUMENT_FILE",
@@ -135,7 +136,7 @@ def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def encode_version(version: Version) -> bytes:
     """Return the content of ``version.json``."""
-    return _sealed({"format": _VERSION_FORMAT, **asdict(version)})
+    return sealed_json({"format": _VERSION_FORMAT, **asdict(version)})
 
 
 def version_path(store: Path, number: int) -> Path:
@@ -163,7 +164,7 @@ def read_document(store: Path, number: int) -> Version:
         StoreError: altered, torn, of another folder, or of a newer ownlet.
     """
     content = (version_path(store, number) / DOCUMENT_FILE).read_bytes()
-    values = _opened(content, DOCUMENT_FILE, _VERSION_FORMAT)
+    values = opened_json(content, DOCUMENT_FILE, _VERSION_FORMAT)
     files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
     version = Version(**values, files=files)
     if version.number != number:
@@ -190,7 +191,7 @@ def inspect_version(store: Path, number: int) -> Version | Damage | None:
 
 def encode_pointer(number: int) -> bytes:
     """Return the content of ``current``; 0 stands for none."""
-    return _sealed({"format": _POINTER_FORMAT, "number": number})
+    return sealed_json({"format": _POINTER_FORMAT, "number": number})
 
 
 def read_pointer(store: Path) -> bytes | None:
@@ -259,32 +260,5 @@ def _newest_released(store: Path, *, below: int | None = None) -> Version | None
 
 
 def _decode_pointer(content: bytes) -> int:
-    number: int = _opened(content, POINTER_FILE, _POINTER_FORMAT)["number"]
+    number: int = opened_json(content, POINTER_FILE, _POINTER_FORMAT)["number"]
     return number
-
-
-def _sealed(values: dict[str, Any]) -> bytes:
-    """Return values as JSON that also holds the SHA-256 of the values."""
-    digest = sha256(_json(values)).hexdigest()
-    return _json({**values, "sha256": digest})
-
-
-def _opened(content: bytes, name: str, expected: str) -> dict[str, Any]:
-    """Return the values of ``_sealed``; the hash holds, so they are what this package wrote and need no more checks."""
-    try:
-        values = json.loads(content)
-        found = values.pop("format")
-        written = {"format": found, **{key: value for key, value in values.items() if key != "sha256"}}
-        whole = _sealed(written) == content
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{name} must be JSON as it was written, got other content") from error
-    if not whole:
-        raise StoreError(f"{name} must have the sha256 it names, got an altered file")
-    if found != expected:
-        raise StoreError(f"{name} must have format {expected}, got {found!r}")
-    del values["sha256"]
-    return dict(values)
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"

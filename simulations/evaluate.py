@@ -22,12 +22,14 @@ from ownlet.simulations.baselines import Scorer
 __all__ = [
     "Answers",
     "Cases",
+    "PublicQuality",
     "all_positions",
     "first_event_cases",
     "is_publishable",
     "mean_ndcg",
     "model_answers",
     "model_ranks",
+    "public_quality",
     "scorer_answers",
     "scorer_ranks",
 ]
@@ -203,9 +205,27 @@ def mean_ndcg(
     return float(ndcg(model_ranks(model, cases, spec=spec, vectors=vector), 10).mean())
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublicQuality:
+    """NDCG@10 on held-out public users, of the base alone and with an adapter."""
+
+    base: float
+    adapter: float
+
+    @property
+    def publishable(self) -> bool:
+        """Whether the adapter is at least as good as the base: one below it is never published."""
+        return self.adapter >= self.base
+
+
+def public_quality(model: Recommender, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> PublicQuality:
+    """Measure an adapter (P,) on public cases, beside the base."""
+    return PublicQuality(base=mean_ndcg(model, public), adapter=mean_ndcg(model, public, spec=spec, vector=vector))
+
+
 def is_publishable(model: Recommender, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> bool:
     """Tell whether an adapter's NDCG@10 on public cases is at least the base's: one below it is never published."""
-    return mean_ndcg(model, public, spec=spec, vector=vector) >= mean_ndcg(model, public)
+    return public_quality(model, spec, vector, public).publishable
 
 
 def scorer_ranks(scorer: Scorer, cases: Cases, *, batch_size: int = 1024) -> NDArray[np.int64]:

@@ -18,8 +18,9 @@ from ownlet.device.client import make_client_app
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.compression import CompressionConfig
+from ownlet.server.publication import leave_publication, spent_by
 from ownlet.server.rounds import FederationResult
-from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter, save_adapter
+from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter
 from ownlet.shared.candidates import CandidateSampler
 from ownlet.shared.config import AdapterConfig, FederationConfig, Plan, simulated_federation
 from ownlet.shared.errors import ConfigError, require
@@ -32,7 +33,7 @@ from ownlet.shared.ranks import low_rank_spec
 from ownlet.shared.recommender import known_frequencies
 from ownlet.simulations.board import Board
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
-from ownlet.simulations.evaluate import is_publishable, mean_ndcg, model_ranks
+from ownlet.simulations.evaluate import mean_ndcg, model_ranks, public_quality
 from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
 from ownlet.simulations.line_search import best_length
 from ownlet.simulations.pretrain import load_base, load_catalogue
@@ -238,9 +239,17 @@ def run_federated(
         vector, length = best_length(model, spec, start, result.vector, fleet.validation)
         result = replace(result, vector=vector)
     published = None
-    if length > 0 and is_publishable(model, spec, result.vector, fleet.validation):
-        published = folder.path / "adapter.safetensors"
-        save_adapter(published, spec, result.vector, version=result.version)
+    if length > 0:
+        quality_public = public_quality(model, spec, result.vector, fleet.validation)
+        published = leave_publication(
+            folder.path,
+            spec,
+            result.vector,
+            version=result.version,
+            quality=quality_public.adapter,
+            base_quality=quality_public.base,
+            spent=spent_by(config.federation, result),
+        )
     rows = [_row(record) for record in result.rounds]
     folder.write_metrics(rows)
     if panels := panels_of_rows({"federated": rows}, base=base_quality):

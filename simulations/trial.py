@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.compression import CompressionConfig
+from ownlet.server.publication import leave_publication, spent_by
+from ownlet.server.published import ADAPTER_FILE
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, save_adapter
 from ownlet.shared.config import PERSONAL_PLAN, AdapterConfig, FederationConfig, ModelConfig, Plan, simulated_federation
@@ -31,7 +33,7 @@ from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.windows import WindowStack
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import Cases, is_publishable, model_ranks, scorer_ranks
+from ownlet.simulations.evaluate import Cases, PublicQuality, model_ranks, public_quality, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
@@ -112,7 +114,7 @@ class FederatedRun:
         result: its rounds and last adapter.
         public: evaluations on held-out public users, round 0 first.
         ranks: (devices,) of the last adapter on the devices' test events.
-        published: whether the last adapter is not below the base on held-out public users.
+        quality: of the last adapter on held-out public users, beside the base.
     """
 
     label: str
@@ -120,7 +122,12 @@ class FederatedRun:
     result: FederationResult
     public: tuple[PublicRound, ...]
     ranks: Ranks
-    published: bool
+    quality: PublicQuality
+
+    @property
+    def published(self) -> bool:
+        """Whether the last adapter is not below the base on held-out public users."""
+        return self.quality.publishable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,7 +194,17 @@ def run_seed(config: TrialConfig, setting: Setting, seed: int, folder: Path, pro
     )
     last = runs[-1]
     shipped, version = (last.result.vector, last.result.version) if last.published else (start, 0)
-    save_adapter(folder / "adapter.safetensors", spec, shipped, version=version)
+    left = leave_publication(
+        folder,
+        spec,
+        last.result.vector,
+        version=last.result.version,
+        quality=last.quality.adapter,
+        base_quality=last.quality.base,
+        spent=spent_by(last.config, last.result),
+    )
+    if left is None:
+        save_adapter(folder / ADAPTER_FILE, spec, shipped, version=version)
     with progress.stage(f"seed {seed}: personal adapters on {len(setting.devices)} devices", 1) as step:
         personal = personalise(model, spec, shipped, setting, config, seed)
         personal_ranks = model_ranks(model, setting.test, spec=spec, vectors=personal)
@@ -259,7 +276,7 @@ def _federate(
         result=result,
         public=tuple(public),
         ranks=model_ranks(model, setting.test, spec=spec, vectors=result.vector),
-        published=is_publishable(model, spec, result.vector, setting.validation),
+        quality=public_quality(model, spec, result.vector, setting.validation),
     )
 
 

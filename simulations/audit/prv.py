@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ownlet.device.budget import epsilon_of, totals_of
+from ownlet.device.budget import epsilon_of, quick_bound, totals_of
 from ownlet.shared.errors import require
 from ownlet.shared.privacy import event_to_json
 from ownlet.simulations.audit.result import Check
@@ -47,7 +47,7 @@ def prv_interval(event: DpEvent, dp_delta: float) -> PrvInterval:
     """Return epsilon by Opacus' PRV accountant, under adding or removing one unit.
 
     Args:
-        event: Gaussians, Poisson-sampled or not, in any number.
+        event: Gaussians, Poisson-sampled or not, and bits of randomised response, in any number.
         dp_delta: the privacy parameter delta.
 
     Raises:
@@ -55,9 +55,12 @@ def prv_interval(event: DpEvent, dp_delta: float) -> PrvInterval:
         PrivacyError: the event is of a kind that ownlet does not record.
     """
     require(0 < dp_delta < 1, "dp_delta must be in (0, 1)", dp_delta=dp_delta)
-    history = [(*_gaussian(mechanism), count) for mechanism, count in totals_of(event_to_json(event)).items()]
+    totals = totals_of(event_to_json(event))
+    bits = {mechanism: count for mechanism, count in totals.items() if "randomized_response" in mechanism}
+    flipped = quick_bound(bits, dp_delta)  # their epsilons add up in both accounts
+    history = [(*_gaussian(mechanism), count) for mechanism, count in totals.items() if mechanism not in bits]
     if not history:
-        return PrvInterval(low=0.0, high=0.0)
+        return PrvInterval(low=flipped, high=flipped)
     if any(noise_multiplier == 0 for noise_multiplier, _, _ in history):
         return PrvInterval(low=math.inf, high=math.inf)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
@@ -67,7 +70,7 @@ def prv_interval(event: DpEvent, dp_delta: float) -> PrvInterval:
         accountant = PRVAccountant()
         accountant.history = history
         high = float(accountant.get_epsilon(dp_delta, eps_error=_ERROR))
-    return PrvInterval(low=max(0.0, high - 2 * _ERROR), high=high)
+    return PrvInterval(low=flipped + max(0.0, high - 2 * _ERROR), high=flipped + high)
 
 
 def cross_check(event: DpEvent, dp_delta: float) -> Check:

@@ -24,8 +24,11 @@ from ownlet.device import Personalizer
 from ownlet.device import personalizer as module
 from ownlet.device.budget import Budget
 from ownlet.device.policy import Policy, Reading
+from ownlet.server.published import Publication
+from ownlet.server.registry import Registry
 from ownlet.shared.adapter import load_adapter, save_adapter
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
+from ownlet.shared.counters import CountTerms
 from ownlet.shared.errors import (
     AdapterError,
     BudgetExceededError,
@@ -36,11 +39,13 @@ from ownlet.shared.errors import (
     OwnletError,
     PrivacyError,
     StateBusyError,
+    StateError,
 )
 from ownlet.shared.lora import applied
 from ownlet.shared.manifest import BASE_FILE, describe_file, read_manifest, write_manifest
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import epsilon, event_from_json, event_to_json, window_level_event
+from ownlet.shared.rollout import MANIFEST_FILE
 
 WINDOWS = WindowConfig(window_length=6)
 PRIVATE = Plan(steps=4, sample_rate=0.5, expected_batch=1.0, clip_norm=0.2, noise_multiplier=3.0)
@@ -770,3 +775,26 @@ def test_an_event_reads_back_from_json(tiny_bundle: Path, tmp_path: Path) -> Non
         update = personalizer.update(TERMS)
         assert update is not None
         assert epsilon(event_from_json(update.event), 1e-6) == personalizer.status().privacy["window"].epsilon
+
+
+def test_a_device_follows_a_rollout_and_reports_one_charged_bit(tiny: Any, tiny_bundle: Path, tmp_path: Path):
+    registry, out = Registry(tmp_path / "registry"), tmp_path / "out"
+    content = newer_shared(tiny, tmp_path / "newer", version=7, change=0.1).read_bytes()
+    registry.publish(Publication(content=content, quality=0.2, base_quality=0.1, spent=None, source="test"))
+    registry.promote(1, 100)
+    registry.start_count(CountTerms(count="week-1", epsilon=1.0))
+    registry.deliver(out)
+    with Personalizer.open(tiny_bundle, tmp_path / "state") as personalizer:
+        assert personalizer.report() is None
+        assert personalizer.follow(out / MANIFEST_FILE, lambda offer: (out / offer.file).read_bytes()) == 7
+        assert personalizer.status().shared_version == 7
+        personalizer.shown(hit=True)
+        report = personalizer.report()
+        assert report is not None
+        assert (report.count, report.version, report == personalizer.report()) == ("week-1", 7, True)
+        assert personalizer.status().privacy["user"].epsilon == pytest.approx(1.0)
+        record_all(personalizer, HABIT)
+        personalizer.forget(user=True)
+        assert personalizer.report() is None
+        with pytest.raises(StateError, match="manifest must be readable"):
+            personalizer.follow(tmp_path / "nowhere", lambda offer: b"")

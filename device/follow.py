@@ -1,0 +1,86 @@
+"""What a rollout's manifest asks of this device: decided here, under a secret that never leaves.
+
+The secret is drawn once, from the operating system, and kept beside the events (sealed where the app gave a key). It
+serves nothing but ``shared.rollout.place``, so a server learns from requests for adapters only what a share of all
+devices would ask for, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from hashlib import sha256
+
+from ownlet.device.adapters import Shared, SharedAdapters
+from ownlet.device.history import EventHistory
+from ownlet.shared.errors import AdapterError, StateError
+from ownlet.shared.rollout import SECRET_BYTES, Choice, Manifest, Offer, choose
+
+__all__ = ["Fetch", "Follower"]
+
+Fetch = Callable[[Offer], bytes]
+"""Gets the file of an offer from where the manifest came from: ``offer.file`` beside it."""
+
+_SECRET, _SERIAL = "rollout/secret", "rollout/serial"
+
+
+class Follower:
+    """Follows one registry's manifests; its caller holds the state where something is changed."""
+
+    def __init__(self, history: EventHistory, shared: SharedAdapters) -> None:
+        """Take where the secret is kept, and the shared adapters."""
+        self._history, self._shared = history, shared
+
+    def choice(self, manifest: Manifest) -> Choice:
+        """Return what the manifest asks of this device.
+
+        Raises:
+            AdapterError: it is of another base.
+            StateError: it is older than one that was followed.
+        """
+        current = self._shared.current()
+        if manifest.base_hash != current.spec.base_hash:
+            raise AdapterError(
+                f"manifest must be of base {current.spec.base_hash[:12]}, got base {manifest.base_hash[:12]}"
+            )
+        followed = int(self._history.get(_SERIAL) or 0)
+        if manifest.serial < followed:
+            raise StateError(f"manifest must not be older than serial {followed}, got serial={manifest.serial}")
+        return choose(manifest, self._secret(), current.version)
+
+    def needed(self, choice: Choice, fetch: Fetch) -> bytes | None:
+        """Return the file of the choice, fetched and compared with its hash; None where nothing has to be fetched.
+
+        Raises:
+            AdapterError: it is not the file that the manifest names.
+        """
+        offer = choice.offer
+        if offer is None or self._shared.holds(offer.sha256) or offer.version < self._shared.bundled.version:
+            return None
+        content = fetch(offer)
+        if len(content) != offer.size or sha256(content).hexdigest() != offer.sha256:
+            raise AdapterError(f"adapter must be the {offer.size} bytes that the manifest names, got another file")
+        return content
+
+    def adopt(self, manifest: Manifest, choice: Choice, content: bytes | None) -> Shared:
+        """Let the chosen adapter serve, and remember the manifest's serial number.
+
+        Raises:
+            AdapterError: damaged, of another base or shape.
+            StateError: the disk refuses, or a newer manifest was followed meanwhile.
+        """
+        if self.choice(manifest) != choice:
+            raise StateError("manifest must be followed by one at a time, got another choice in between")
+        if content is not None and choice.offer is not None:
+            self._shared.take(content, f"adapter version {choice.offer.version}")
+        elif choice.offer is None or choice.offer.version < self._shared.bundled.version:
+            self._shared.use_bundled()
+        self._history.put(_SERIAL, str(manifest.serial))
+        return self._shared.current()
+
+    def _secret(self) -> bytes:
+        kept = self._history.get(_SECRET)
+        if kept is None:
+            self._history.put(_SECRET, os.urandom(SECRET_BYTES).hex())
+            kept = self._history.get(_SECRET) or ""
+        return bytes.fromhex(kept)
