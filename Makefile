@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire lint typecheck check lock clean
+.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-ab lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,9 @@ bench-server: install  ## updates per second of one server process, memory over 
 
 bench-wire: install  ## bytes of a user and round, and quality, by the form of deltas; writes bench/wire.json
 	$(BIN)/python -m ownlet.simulations.benchmarks.wire $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
+
+bench-ab: install  ## false alarms and power of the sequential test on private reports; a table on the terminal
+	$(BIN)/python -m ownlet.simulations.benchmarks.ab_test
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from ownlet.cli.compare import compare
 from ownlet.cli.config import config
 from ownlet.cli.demo import demo
 from ownlet.cli.evaluate import evaluate
+from ownlet.cli.experiment import collect, count, observe, stop_count, verdict, watch
 from ownlet.cli.export import export
 from ownlet.cli.grow import grow
 from ownlet.cli.join import join
@@ -70,6 +71,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "registry pause": pause,
     "registry resume": resume,
     "registry deliver": deliver,
+    "registry count": count,
+    "registry stop-count": stop_count,
+    "registry collect": collect,
+    "registry verdict": verdict,
+    "registry watch": watch,
+    "registry observe": observe,
 }
 """Subcommand -> function; a name of two words is a command of a group."""
 

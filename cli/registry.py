@@ -154,17 +154,17 @@ def _tell(state: Rollout, as_json: bool) -> None:
 
 
 def _print_versions(versions: list[Published], state: Rollout) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("version", "parent", "time (UTC)", "public NDCG@10", "base", "privacy", "bytes", "sha256", "serves")
-    table.box, table.pad_edge = None, False
+    """Print plain columns, which neither fold nor shorten in a narrow terminal."""
+    row = "{:>7} {:>6}  {:<16}  {:>9} {:>6}  {:<27} {:>9}  {:<12}  {}".format
+    typer.echo(
+        row("version", "parent", "time (UTC)", "public", "base", "privacy", "bytes", "sha256", "serves").rstrip()
+    )
+    roles = {state.stable: "all" if not state.candidate else "the others", state.candidate: f"{state.percent:g} %"}
     for version in versions:
-        role = {state.stable: "all" if not state.candidate else "the others", state.candidate: f"{state.percent:g} %"}
-        cells = (version.number, version.parent or "", _time(version.created), f"{version.quality:.4f}")
-        more = (f"{version.base_quality:.4f}", _spent(version), f"{version.size:,}", version.sha256[:12])
-        table.add_row(*map(str, (*cells, *more, role.get(version.number, ""))))
-    Console(highlight=False, soft_wrap=True).print(table)
+        at, role = _time(version.created)[:16], roles.get(version.number, "")
+        quality = (f"{version.quality:.4f}", f"{version.base_quality:.4f}", _spent(version))
+        told = (version.number, version.parent or "", at, *quality, f"{version.size:,}", version.sha256[:12], role)
+        typer.echo(row(*told).rstrip())
 
 
 def _show_rollout(state: Rollout, as_json: bool) -> None:

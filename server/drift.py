@@ -30,12 +30,14 @@ class DropDetector:
         baseline: b, the mean that values must not fall below.
         drop: d, the fall that matters; smaller ones take longer to find.
         scale: s, of one value: 1/2 for bits, the standard error for means over many users.
+        of_bits: whether devices' reports are watched; else values are shown to it one by one.
         false_alarm_every: A, values between two false alarms on average, at least.
     """
 
     baseline: float
     drop: float
     scale: float = 0.5
+    of_bits: bool = False
     false_alarm_every: float = 1e6
 
     def __post_init__(self) -> None:
@@ -82,11 +84,13 @@ def look(detector: DropDetector, state: DropState, values: Iterable[float]) -> D
         ConfigError: a value is not finite.
     """
     tilt = detector.drop / detector.scale**2
+    threshold, penalty = math.log(detector.false_alarm_every), (tilt * detector.scale) ** 2 / 2
     evidence, seen, alarm_at = state.log_evidence, state.values, state.alarm_at
     for value in values:
-        require(math.isfinite(value), "watched value must be finite", value=value)
-        evidence = max(evidence, 0.0) + tilt * (detector.baseline - value) - (tilt * detector.scale) ** 2 / 2
+        if not math.isfinite(value):
+            require(False, "watched value must be finite", value=value)
+        evidence = max(evidence, 0.0) + tilt * (detector.baseline - value) - penalty
         seen += 1
-        if not alarm_at and evidence >= math.log(detector.false_alarm_every):
+        if not alarm_at and evidence >= threshold:
             alarm_at = seen
     return DropState(log_evidence=evidence, values=seen, alarm_at=alarm_at)

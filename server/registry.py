@@ -15,16 +15,19 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-from ownlet.server.drift import DropDetector, look
+from ownlet.server.drift import DropDetector
+from ownlet.server.offers import manifest_of, serving_numbers
 from ownlet.server.published import ADAPTER_FILE, Publication, Published, check_new, metadata_of, published_of
+from ownlet.server.reports import Collected, ReportFile, tally_arms
 from ownlet.server.rollout import (
     Arms,
+    Count,
     Rollout,
     dump_rollout,
+    observed,
     pause,
     promote,
     read_rollout,
@@ -34,11 +37,12 @@ from ownlet.server.rollout import (
     stop_count,
     watch,
 )
+from ownlet.server.sequential import Tally, Verdict, judge_arms
 from ownlet.shared.adapter import dump_adapter, parse_adapter
-from ownlet.shared.counters import CountTerms
+from ownlet.shared.counters import CountReport, CountTerms
 from ownlet.shared.errors import StoreError, require
 from ownlet.shared.filelock import held_lock
-from ownlet.shared.rollout import MANIFEST_FILE, Experiment, Manifest, Offer, dump_manifest
+from ownlet.shared.rollout import MANIFEST_FILE, Manifest, dump_manifest
 from ownlet.shared.store import Damage, VersionStore, make_folder, write_atomic
 
 __all__ = ["Registry"]
@@ -162,24 +166,42 @@ class Registry:
         """End a pause."""
         return self._change(lambda state, at: resume(state, why=why, at=at))
 
-    def start_count(self, terms: CountTerms, arms: tuple[int, int, float] | None = None) -> Rollout:
-        """Ask devices for reports; with arms (number of a, number of b, percent of devices) as an experiment.
+    def start_count(self, terms: CountTerms) -> Rollout:
+        """Ask devices for reports.
 
         Raises:
-            ConfigError: another is under way, the name was used before, or the numbers break their rules.
+            ConfigError: another count is under way, or the name was used before.
+        """
+        return self._change(lambda state, at: start_count(state, Count(terms=terms), at=at))
+
+    def start_experiment(
+        self,
+        terms: CountTerms,
+        *,
+        a: int,
+        b: int,
+        percent: float,
+        alpha: float = 0.05,
+        expected_reports: int = 100_000,
+    ) -> Rollout:
+        """Ask devices for reports, and give two versions to a share of them, half each.
+
+        Args:
+            terms: of the reports; their name is the experiment's.
+            a: number of the version to compare with; 0 is the bundle's own adapter.
+            b: number of the version that is asked about.
+            percent: share of all devices.
+            alpha: the chance to be wrong about the arms, ever.
+            expected_reports: where the test is at its best.
+
+        Raises:
+            ConfigError: as ``start_count``, or numbers that break their rules.
             StoreError: a version is unknown or damaged.
         """
-        for number in arms[:2] if arms else ():
-            if number:
-                self.version(number)
-        chosen = None if arms is None else Arms(a=arms[0], b=arms[1], percent=arms[2], salt=_fresh_salt())
-
-        def start(state: Rollout, at: float) -> Rollout:
-            used = any(entry.what.startswith(f"count {terms.count} started") for entry in state.log)
-            require(not used, "count must have a name that was not used before", count=terms.count)
-            return start_count(state, terms, chosen, at=at)
-
-        return self._change(start)
+        for number in {a, b} - {0}:
+            self.version(number)
+        arms = Arms(a=a, b=b, percent=percent, salt=_fresh_salt(), alpha=alpha, expected_reports=expected_reports)
+        return self._change(lambda state, at: start_count(state, Count(terms=terms, arms=arms), at=at))
 
     def stop_count(self, why: str = "") -> Rollout:
         """Ask for no more reports."""
@@ -195,17 +217,53 @@ class Registry:
         Raises:
             ConfigError: nothing watches, or a value is not finite.
         """
-        seen = list(values)
+        return self._change(lambda state, at: observed(state, list(values), at=at))
 
-        def observed(state: Rollout, at: float) -> Rollout:
-            require(state.detector is not None, "quality must be watched", detector=None)
-            assert state.detector is not None
-            after = replace(state, watched=look(state.detector, state.watched, seen))
-            if after.watched.alarm and not state.watched.alarm and not state.paused:
-                return pause(after, why=_alarm(state.detector, after.watched.alarm_at), at=at)
-            return after
+    def collect(self, lines: Iterable[str]) -> Collected:
+        """Take in reports of the present count, each once; those about the adapter in rollout feed a detector of bits.
 
-        return self._change(observed)
+        Args:
+            lines: of JSON, as devices send them.
+
+        Raises:
+            ConfigError: no count is under way.
+            StoreError: the disk refuses; then nothing was taken in.
+        """
+        with self._locked():
+            state = self.rollout()
+            count = state.count
+            require(count is not None, "count must be under way", count=None)
+            assert count is not None
+            collected = self._reports(count.terms.count).collect(lines)
+            if state.detector is not None and state.detector.of_bits:
+                watched = state.candidate or state.stable
+                version = self.version(watched).adapter_version if watched else None
+                bits = [report.bit for report in collected.new if version in (None, report.version)]
+                self._save(observed(state, bits, at=float(self._clock())))
+        return collected
+
+    def reports(self, count: str) -> list[CountReport]:
+        """Return the reports of a count, past or present.
+
+        Raises:
+            ConfigError: no such count.
+            StoreError: they cannot be read.
+        """
+        return self._reports(self._count(count).terms.count).read()
+
+    def verdict(self, count: str) -> tuple[Tally, Verdict]:
+        """Return an experiment's reports, added up, and what may be said about its arms now.
+
+        Raises:
+            ConfigError: no such experiment.
+            StoreError: the reports cannot be read.
+        """
+        found = self._count(count)
+        require(found.arms is not None, "count must be an experiment", count=count)
+        assert found.arms is not None
+        tally = tally_arms(self._reports(count).read())
+        arms = found.arms
+        return tally, judge_arms(tally, found.terms.epsilon, alpha=arms.alpha, expected_reports=arms.expected_reports)
 
     def manifest(self) -> Manifest:
         """Return what devices are told.
@@ -213,27 +271,7 @@ class Registry:
         Raises:
             StoreError: nothing is published, or a version that serves is damaged.
         """
-        state, known = self.rollout(), {version.number: version for version in self.versions()}
-        if not known:
-            raise StoreError(f"registry must have an intact version, got none in {self.folder}")
-
-        def offer(number: int) -> Offer | None:
-            return (known.get(number) or self.version(number)).offer if number else None
-
-        count, arms = state.count, state.arms
-        return Manifest(
-            serial=state.serial,
-            base_hash=next(iter(known.values())).base_hash,
-            stable=offer(state.stable),
-            candidate=offer(state.candidate),
-            percent=state.percent,
-            salt=state.salt,
-            paused=bool(state.paused),
-            experiment=None
-            if arms is None or count is None
-            else Experiment(name=count.count, salt=arms.salt, percent=arms.percent, a=offer(arms.a), b=offer(arms.b)),
-            count=count,
-        )
+        return manifest_of(self.rollout(), self.versions())
 
     def deliver(self, folder: Path) -> Manifest:
         """Write the manifest and the adapters that it offers into a folder for any web server; the manifest last.
@@ -242,11 +280,11 @@ class Registry:
             StoreError: a version that serves is damaged, or the disk refuses.
         """
         with self._locked():
-            manifest, state = self.manifest(), self.rollout()
-            arms = state.arms
-            numbers = {state.stable, state.candidate, *((arms.a, arms.b) if arms else ())} - {0}
-            for number in sorted(numbers):
-                write_atomic(folder / self.version(number).offer.file, self.adapter(number))
+            state, versions = self.rollout(), self.versions()
+            manifest = manifest_of(state, versions)
+            for version in versions:
+                if version.number in serving_numbers(state):
+                    write_atomic(folder / version.offer.file, self.adapter(version.number))
             write_atomic(folder / MANIFEST_FILE, dump_manifest(manifest))
         return manifest
 
@@ -267,15 +305,16 @@ class Registry:
             self._save(after)
         return after
 
+    def _count(self, name: str) -> Count:
+        found = {count.terms.count: count for count in self.rollout().counts}
+        require(name in found, f"count must be one of {sorted(found)}", count=name)
+        return found[name]
+
+    def _reports(self, count: str) -> ReportFile:
+        return ReportFile(self.folder / "reports" / f"{count}.jsonl", count)
+
     def _save(self, state: Rollout) -> None:
         write_atomic(self.folder / _STATE, dump_rollout(state))
-
-
-def _alarm(detector: DropDetector, at: int) -> str:
-    return (
-        f"quality fell: value {at} since the watch began was the one too many below {detector.baseline:g} "
-        f"(a false alarm comes once in {detector.false_alarm_every:g} values)"
-    )
 
 
 def _fresh_salt() -> str:

@@ -7,20 +7,23 @@ and is written into the log, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ownlet.server.drift import DropDetector, DropState
+from ownlet.server.drift import DropDetector, DropState, look
+from ownlet.server.sequential import tuned_rho
 from ownlet.shared.counters import CountTerms
 from ownlet.shared.errors import require
 from ownlet.shared.sealed_json import opened_json, sealed_json
 
 __all__ = [
     "Arms",
+    "Count",
     "LogEntry",
     "Rollout",
     "dump_rollout",
+    "observed",
     "pause",
     "promote",
     "read_rollout",
@@ -52,12 +55,34 @@ class Arms:
         b: the one that is asked about.
         percent: of all devices that take part, half in each arm.
         salt: of the assignment.
+        alpha: the chance to be wrong about the arms, ever.
+        expected_reports: where the test is at its best; chosen, like alpha, before the first report.
     """
 
     a: int
     b: int
     percent: float
     salt: str
+    alpha: float = 0.05
+    expected_reports: int = 100_000
+
+    def __post_init__(self) -> None:
+        require(self.a != self.b, "versions of an experiment must differ", a=self.a, b=self.b)
+        require(0 < self.percent <= 100, "percent must be in (0, 100]", percent=self.percent)
+        tuned_rho(self.expected_reports, self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """What devices are or were asked to report.
+
+    Args:
+        terms: of the reports.
+        arms: the experiment under the same name, if it is one.
+    """
+
+    terms: CountTerms
+    arms: Arms | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +97,8 @@ class Rollout:
         percent: of devices.
         salt: of the candidate's rollout.
         paused: why nobody new gets the candidate; empty where the rollout goes on.
-        count: what devices are asked to report.
-        arms: the experiment under the count's name, if it is one.
+        counts: all that devices were ever asked to report, oldest first.
+        counting: whether the last of them is under way.
         detector: of a fall in quality, if one watches.
         watched: what it has seen.
         log: all steps, oldest first.
@@ -86,11 +111,16 @@ class Rollout:
     percent: float = 0.0
     salt: str = ""
     paused: str = ""
-    count: CountTerms | None = None
-    arms: Arms | None = None
+    counts: tuple[Count, ...] = ()
+    counting: bool = False
     detector: DropDetector | None = None
     watched: DropState = field(default_factory=DropState)
     log: tuple[LogEntry, ...] = ()
+
+    @property
+    def count(self) -> Count | None:
+        """The count that is under way."""
+        return self.counts[-1] if self.counting else None
 
 
 def promote(state: Rollout, number: int, percent: float, *, salt: str, at: float) -> Rollout:
@@ -157,35 +187,49 @@ def resume(state: Rollout, *, why: str, at: float) -> Rollout:
     return _step(replace(state, paused="", watched=DropState()), at, "resumed", why)
 
 
-def start_count(state: Rollout, terms: CountTerms, arms: Arms | None, *, at: float) -> Rollout:
-    """Ask devices for reports under a new name, as an experiment or not.
+def start_count(state: Rollout, count: Count, *, at: float) -> Rollout:
+    """Ask devices for reports under a new name.
 
     Raises:
-        ConfigError: another count is under way, or the experiment compares a version with itself.
+        ConfigError: another count is under way, or the name was used before.
     """
-    require(state.count is None, "count must be stopped before another starts", count=state.count and state.count.count)
-    if arms is not None:
-        require(arms.a != arms.b, "versions of an experiment must differ", a=arms.a, b=arms.b)
-        require(0 < arms.percent <= 100, "percent must be in (0, 100]", percent=arms.percent)
-    about = "" if arms is None else f", version {arms.a} against {arms.b} on {arms.percent:g} % of devices"
-    return _step(replace(state, count=terms, arms=arms), at, f"count {terms.count} started{about}")
+    name, arms = count.terms.count, count.arms
+    require(not state.counting, "count must be stopped before another starts", count=state.counts[-1:])
+    used = name in (earlier.terms.count for earlier in state.counts)
+    require(not used, "count must have a name that was not used before", count=name)
+    about = "" if arms is None else f", version {arms.b} against {arms.a} on {arms.percent:g} % of devices"
+    changed = replace(state, counts=(*state.counts, count), counting=True)
+    return _step(changed, at, f"count {name} started{about}")
 
 
 def stop_count(state: Rollout, *, why: str, at: float) -> Rollout:
-    """Ask for no more reports, and end the experiment if the count is one.
+    """Ask for no more reports; an experiment ends with its count.
 
     Raises:
         ConfigError: no count is under way.
     """
-    require(state.count is not None, "count must be under way", count=None)
-    assert state.count is not None
-    return _step(replace(state, count=None, arms=None), at, f"count {state.count.count} stopped", why)
+    require(state.counting, "count must be under way", count=None)
+    return _step(replace(state, counting=False), at, f"count {state.counts[-1].terms.count} stopped", why)
 
 
 def watch(state: Rollout, detector: DropDetector | None, *, at: float) -> Rollout:
     """Let a detector watch quality from now on, or none."""
     said = "quality not watched" if detector is None else f"quality watched from {detector.baseline:g}"
     return _step(replace(state, detector=detector, watched=DropState()), at, said)
+
+
+def observed(state: Rollout, values: Sequence[float], *, at: float) -> Rollout:
+    """Show the detector more values; its alarm pauses the rollout.
+
+    Raises:
+        ConfigError: nothing watches, or a value is not finite.
+    """
+    require(state.detector is not None, "quality must be watched", detector=None)
+    assert state.detector is not None
+    after = replace(state, watched=look(state.detector, state.watched, values))
+    if after.watched.alarm and not state.watched.alarm and not state.paused:
+        return pause(after, why=_alarm(state.detector, after.watched.alarm_at), at=at)
+    return after
 
 
 def dump_rollout(state: Rollout) -> bytes:
@@ -202,17 +246,24 @@ def read_rollout(content: bytes, name: str) -> Rollout:
     plain = opened_json(content, name, _FORMAT)
     parts: dict[str, Any] = {
         "earlier": tuple(plain.pop("earlier")),
-        "count": _made(CountTerms, plain.pop("count")),
-        "arms": _made(Arms, plain.pop("arms")),
-        "detector": _made(DropDetector, plain.pop("detector")),
+        "counts": tuple(_count(count) for count in plain.pop("counts")),
+        "detector": None if (detector := plain.pop("detector")) is None else DropDetector(**detector),
         "watched": DropState(**plain.pop("watched")),
         "log": tuple(LogEntry(**entry) for entry in plain.pop("log")),
     }
     return Rollout(**plain, **parts)
 
 
-def _made(kind: type[Any], plain: Mapping[str, Any] | None) -> Any:
-    return None if plain is None else kind(**plain)
+def _alarm(detector: DropDetector, at: int) -> str:
+    return (
+        f"quality fell: value {at} since the watch began was the one too many below {detector.baseline:g} "
+        f"(a false alarm comes once in {detector.false_alarm_every:g} values)"
+    )
+
+
+def _count(plain: Mapping[str, Any]) -> Count:
+    arms = None if plain["arms"] is None else Arms(**plain["arms"])
+    return Count(terms=CountTerms(**plain["terms"]), arms=arms)
 
 
 def _without_candidate(state: Rollout) -> Rollout:

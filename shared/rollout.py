@@ -68,14 +68,12 @@ class Experiment:
     """A comparison of two adapters; half of the devices in it get each.
 
     Args:
-        name: that of the count, too.
         salt: of its own.
         percent: of all devices that are in it.
         a: the adapter of arm a; None for the bundle's own.
         b: that of arm b.
     """
 
-    name: str
     salt: str
     percent: float
     a: Offer | None

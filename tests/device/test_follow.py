@@ -239,7 +239,7 @@ def test_another_adapter_starts_the_count_anew(world: World):
 
 def test_two_arms_get_what_their_experiment_says(world: World):
     world.publish(7), world.publish(8)
-    world.registry.start_count(TERMS, (2, 3, 100.0))
+    world.registry.start_experiment(TERMS, a=2, b=3, percent=100)
     found = set()
     for number in range(14):
         with Device(world.state / str(number)) as device:

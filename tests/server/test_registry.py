@@ -141,7 +141,7 @@ def test_the_detector_pauses_the_rollout_and_says_why(registry: Registry):
 def test_the_manifest_names_what_devices_may_fetch(registry: Registry, tmp_path: Path):
     registry.promote(1, 100)
     registry.promote(2, 20)
-    registry.start_count(CountTerms(count="first"), (1, 3, 10.0))
+    registry.start_experiment(CountTerms(count="first"), a=1, b=3, percent=10.0)
     manifest = registry.deliver(tmp_path / "out")
     assert parse_manifest((tmp_path / "out" / MANIFEST_FILE).read_bytes()) == manifest
     offers = {registry.version(number).offer for number in (1, 2, 3)}

@@ -18,7 +18,7 @@ MANIFEST = Manifest(
     candidate=CANDIDATE,
     percent=20.0,
     salt="salt",
-    experiment=Experiment(name="test", salt="pepper", percent=10.0, a=None, b=OTHER),
+    experiment=Experiment(salt="pepper", percent=10.0, a=None, b=OTHER),
     count=CountTerms(count="test", impressions=10, epsilon=0.5),
 )
 ROLLOUT = replace(MANIFEST, experiment=None)
@@ -58,7 +58,7 @@ def test_another_rollout_draws_other_devices():
 
 def test_arms_say_nothing_about_the_rollout():
     """Pearson's test of independence, on a table of arm by place in the rollout."""
-    whole = replace(MANIFEST, experiment=Experiment(name="t", salt="pepper", percent=100.0, a=None, b=OTHER))
+    whole = replace(MANIFEST, experiment=Experiment(salt="pepper", percent=100.0, a=None, b=OTHER))
     table = [[0, 0], [0, 0]]
     for device in DEVICES:
         table[choose(whole, device).arm == "a"][choose(ROLLOUT, device).offer == CANDIDATE] += 1

@@ -1,0 +1,118 @@
+"""``ownlet registry`` as an operator types it, on what runs leave."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ownlet.cli.main import COMMANDS, build_app
+from ownlet.server.publication import leave_publication
+from ownlet.server.published import SpentOnce
+from ownlet.shared.adapter import AdapterSpec, LayerShape
+from ownlet.shared.counters import CountReport
+from ownlet.shared.privacy import event_to_json, user_level_event
+from ownlet.shared.rollout import parse_manifest
+
+SPEC = AdapterSpec(layers=(LayerShape(name="l", in_features=3, out_features=4),), rank=2, alpha=2.0, base_hash="b" * 64)
+SPENT = SpentOnce(unit="user", epsilon=2.0, dp_delta=1e-5, event=event_to_json(user_level_event(0.2, 4.0, 10)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with two runs in it."""
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        run = tmp_path / "runs" / str(number)
+        run.mkdir(parents=True)
+        vector = np.full(SPEC.size, number, np.float32)
+        leave_publication(run, SPEC, vector, version=30, quality=0.1 + number / 100, base_quality=0.1, spent=SPENT)
+    return tmp_path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(build_app(COMMANDS), ["registry", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refuse(*arguments: object) -> str:
+    result = CliRunner().invoke(build_app(COMMANDS), ["registry", *map(str, arguments)])
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+def test_publish_promote_and_roll_back(folder: Path):
+    assert run("publish", "runs/1").startswith(
+        "Version 1 published: NDCG@10 0.1100 on public users, base 0.1000, ε 2.0"
+    )
+    assert json.loads(run("publish", "runs/2", "--json"))["number"] == 2
+    assert "adapter must not be published already" in refuse("publish", "runs/2")
+    assert run("promote", 1, "--percent", 100) == "All devices: version 1.\n"
+    assert run("promote", 2, "--percent", 5) == "Version 2 on 5 % of devices; the others: version 1.\n"
+    told = " ".join(run("list").split())
+    assert "1 20" in told
+    assert "the others" in told
+    assert "5 %" in told
+    plain = json.loads(run("list", "--json"))
+    assert [version["parent"] for version in plain["versions"]] == [None, None]
+    assert (plain["rollout"]["stable"], plain["rollout"]["candidate"], plain["damaged"]) == (1, 2, {})
+    assert run("promote", 2, "--percent", 50).startswith("Version 2 on 50 %")
+    assert "percent must not fall below 50" in refuse("promote", 2, "--percent", 5)
+    assert "PAUSED: odd" in run("pause", "--why", "odd")
+    assert run("resume") == "Version 2 on 50 % of devices; the others: version 1.\n"
+    assert run("rollback", "--why", "complaints") == "All devices: version 1.\n"
+    assert "version 2 taken back: complaints" in run("show")
+    assert "All 2 published runs together, where they had the same devices: user ε = " in run("show", 2)
+    assert json.loads(run("show", 1, "--json"))["sha256"] in run("show", 1)
+    assert "version must be published and intact, got version 9" in refuse("show", 9)
+
+
+def test_what_devices_fetch_is_delivered(folder: Path):
+    run("publish", "runs/1")
+    run("promote", 1, "--percent", 20)
+    assert run("deliver", "out") == "out: manifest 1, 1 adapters\n"
+    manifest = parse_manifest((folder / "out" / "rollout.json").read_bytes())
+    assert manifest.candidate is not None
+    assert (folder / "out" / manifest.candidate.file).stat().st_size == manifest.candidate.size
+
+
+def test_an_experiment_from_count_to_verdict(folder: Path):
+    run("publish", "runs/1")
+    assert run("count", "first", "--b", 1, "--percent", 50, "--expected-reports", 2000) == (
+        "count first started, version 1 against 0 on 50 % of devices; one bit of each device at ε = 1\n"
+    )
+    lines = [
+        CountReport(
+            count="first", arm=arm, version=30, bit=int(number % 3 >= least), id=f"{number:031x}{arm}"
+        ).to_json()
+        for arm, least in (("a", 2), ("b", 1))  # a third of the bits of arm a are 1, two thirds in arm b
+        for number in range(900)
+    ]
+    (folder / "reports").write_text("\n".join([*lines, lines[0], "garbage"]))
+    assert "1800 new, 1 repeated, 1 refused" in run("collect", "reports")
+    assert "first: arm b is better" in run("verdict", "first")
+    told = json.loads(run("verdict", "first", "--json"))
+    assert (told["reports_a"], told["ones_a"], told["ones_b"]) == (900, 300, 600)
+    assert run("stop-count", "--why", "clear") == "count first stopped\n"
+    assert "count must be under way" in refuse("collect", "reports")
+
+
+def test_a_fall_in_quality_pauses_the_rollout(folder: Path):
+    run("publish", "runs/1")
+    run("promote", 1, "--percent", 20)
+    said = run("watch", "--baseline", 0.11, "--drop", 0.01, "--scale", 0.003, "--false-alarm-every", 1000)
+    assert said == "quality watched from 0.11; a fall of 0.01 is found after about 1 values\n"
+    assert "PAUSED" not in run("observe", 0.112, 0.109)
+    assert "PAUSED: quality fell" in run("observe", 0.09, 0.09, 0.09)
+    assert "rollout must not be paused" in refuse("promote", 1, "--percent", 50)
+    assert "PAUSED" not in run("resume", "--why", "data bug")
+    assert run("watch") == "quality not watched\n"
+
+
+def test_a_run_that_was_not_publishable_is_refused(folder: Path):
+    (folder / "runs" / "1" / "publication.json").unlink()
+    assert "run folder must hold publication.json" in refuse("publish", "runs/1")
+    assert "publish one of runs/2" in refuse("publish", "runs")
+    assert "registry must be a folder" in refuse("list")
