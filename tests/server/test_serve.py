@@ -124,7 +124,9 @@ def test_the_outcome_is_written_with_a_version_above_that_of_the_start(tmp_path:
     assert setup.presence is not None
     assert (setup.resume, setup.num_users, setup.presence.num_partitions) == (True, 9, 3)
     assert setup.on_result is not None
-    setup.on_result(FederationResult(vector=START + 1, version=2, rounds=(RECORD,), epsilon=1.0, stopped=None))
+    setup.on_result(
+        FederationResult(vector=START + 1, version=2, rounds=(RECORD,), epsilon=1.0, stopped=None, event=NOTHING)
+    )
     spec, vector, version = load_adapter(folder.adapter)
     assert (spec, version) == (SPEC, 7)
     np.testing.assert_array_equal(vector, START + 1)
@@ -137,7 +139,7 @@ def test_an_adapter_below_the_base_is_not_published(tmp_path: Path):
     setup = setup_of(folder, lambda values, config: worse)
     assert setup.judge is worse.judge
     assert setup.on_result is not None
-    setup.on_result(FederationResult(vector=START, version=2, rounds=(), epsilon=1.0, stopped=None))
+    setup.on_result(FederationResult(vector=START, version=2, rounds=(), epsilon=1.0, stopped=None, event=NOTHING))
     assert not folder.adapter.exists()
 
 
@@ -150,6 +152,7 @@ def test_one_server_at_a_time_runs_in_a_folder(tmp_path: Path):
     hold(tmp_path / "lock", 0.0).close()
 
 
+NOTHING = '{"kind":"none"}'
 RECORD = RoundResult(
     round=1, version=1, void=False, num_asked=4, num_nodes=3, num_admitted=2, rejected=(), num_missing=1, epsilon=1.0,
     update_norm=0.1, seconds=2.0, clip_norm=0.3, admitted=(0, 2),
