@@ -84,7 +84,7 @@ GROUPS = {
     "bench": "Measure how good something is.",
     "adapter": "Exchange adapters with the library PEFT.",
     "ledger": "Show or verify what a device spent on privacy.",
-    "registry": "Publish adapters, roll them out by share of devices, take them back.",
+    "registry": "Publish adapters, roll them out, take them back.",
 }
 """Group -> help."""
 
