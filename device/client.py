@@ -11,7 +11,6 @@ numbers contributes zero: were the whole node's reply spoiled instead, that one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 from flwr.app import Context, Message
@@ -22,7 +21,8 @@ from ownlet.device.account import Account, Paid
 from ownlet.device.release import charge_of
 from ownlet.device.secure_app import add_secure_sum
 from ownlet.device.sending import Residuals, send
-from ownlet.device.train import Engine, local_deltas
+from ownlet.device.shard import Shard, SomeUsers
+from ownlet.device.train import local_deltas
 from ownlet.shared.coding import places_of_round
 from ownlet.shared.delta import clip_to_norm, count_within
 from ownlet.shared.errors import FederationError
@@ -43,60 +43,13 @@ from ownlet.shared.wire import (
     request_from_records,
 )
 
-__all__ = ["OnUsers", "Shard", "SomeUsers", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
+__all__ = ["OnUsers", "Shard", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
 
 OnUsers = Callable[[int, int], None]
 """Told how many users have just been trained, and how many the request asks for."""
 
 _MEMORY_BYTES = 256 * 2**20  # for adapters: an engine returns a whole one per user
 _COPIES = 4  # of each user's adapter: the engine's, its trained one, the delta, the clipped delta
-
-
-class Shard(Protocol):
-    """What a node hosts."""
-
-    @property
-    def engine(self) -> Engine:
-        """The engine that trains, holding the node's copy of the frozen base."""
-        ...
-
-    @property
-    def base_hash(self) -> str:
-        """The hash of that base."""
-        ...
-
-    def windows(self, users: Sequence[int]) -> Sequence[Windows]:
-        """Return each user's windows, possibly none.
-
-        Raises:
-            KeyError: the node does not host one of them.
-        """
-        ...
-
-
-class SomeUsers:
-    """A shard in which only some users have windows: the others contribute zero, or noise where the plan has any."""
-
-    def __init__(self, shard: Shard, users: Sequence[int]) -> None:
-        """Take a shard and the users who may train."""
-        self._shard, self._users = shard, frozenset(users)
-
-    @property
-    def engine(self) -> Engine:
-        """That of the shard."""
-        return self._shard.engine
-
-    @property
-    def base_hash(self) -> str:
-        """That of the shard."""
-        return self._shard.base_hash
-
-    def windows(self, users: Sequence[int]) -> Sequence[Windows]:
-        """Return each user's windows; none for one who may not train."""
-        found = self._shard.windows(users)
-        if self._users.issuperset(users):
-            return found
-        return [one if user in self._users else one[:0] for user, one in zip(users, found, strict=True)]
 
 
 def answer(

@@ -103,6 +103,11 @@ def prepare_node(
         ConfigError: neither users nor a device, or both.
         DataError: base or data cannot be read, or there is nobody.
     """
+    require(
+        0 <= place.partition < place.num_partitions,
+        f"partition must be from 0 to {place.num_partitions - 1}",
+        partition=place.partition,
+    )
     is_device = bundle is not None and device_state is not None
     require(
         is_device == (base is None) == (data.path is None and not simulated),
@@ -188,7 +193,7 @@ def _run_supernode(state: Path, place: Place, connection: Connection, tell: Call
     def say(line: str) -> None:
         nonlocal refused
         refused = refused or "401" in line
-        if line.strip() and line.startswith(_TOLD):  # Flower pads its log, and shows where it stood
+        if line.startswith(_TOLD) and line.partition(":")[2].strip():  # Flower pads its log, and shows where it stood
             tell(line)
 
     try:

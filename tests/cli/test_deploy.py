@@ -1,0 +1,48 @@
+"""``certs``, ``serve`` and ``join`` as a user types them, where they end at once."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from ownlet.cli.main import COMMANDS, build_app
+from ownlet.shared.flower_process import free_port
+
+
+def run(code: int, *arguments: object) -> str:
+    result = CliRunner().invoke(build_app(COMMANDS), [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_certs_writes_a_key_per_node_and_overwrites_nothing(tmp_path: Path) -> None:
+    out = run(0, "certs", "--out", tmp_path, "--nodes", 2)
+    assert f"{tmp_path / 'nodes' / 'node-1.pub'}\n" in out
+    assert "For development" in out
+    assert "must not be overwritten without --force" in run(2, "certs", "--out", tmp_path)
+    run(0, "certs", "--out", tmp_path, "--force", "--nodes", 1)
+
+
+def test_serve_says_what_is_missing(tmp_path: Path) -> None:
+    certs, state = tmp_path / "certs", tmp_path / "state"
+    always = ("serve", "--certs", certs, "--state", state, "--port", free_port())
+    assert "one of base and bundle must be given" in run(2, *always)
+    base = ("--base", tmp_path / "base.pt", "--noise-multiplier", 1)
+    assert f"got no {certs / 'ca.crt'}" in run(2, *always, *base)
+    run(0, "certs", "--out", certs, "--nodes", 1)
+    assert "unit user must have --target-epsilon or --noise-multiplier" in run(2, *always, *base[:2])
+    assert "seed must be none without --simulated" in run(2, *always, *base, "--set", "federation.seed=3")
+    missing = run(2, *always, *base)
+    assert "base.pt" in missing
+    assert not state.exists()
+
+
+def test_join_says_what_is_missing(tmp_path: Path) -> None:
+    certs, state = tmp_path / "certs", tmp_path / "state"
+    run(0, "certs", "--out", certs, "--nodes", 1)
+    always = ("join", "--certs", certs, "--key", certs / "nodes" / "node-0", "--state", state)
+    assert "server must be HOST:PORT" in run(2, *always, "--server", "localhost")
+    there = ("--server", "localhost:1")
+    assert "a node must have --base with --data, or --bundle with --device-state" in run(2, *always, *there)
+    assert "partition" in run(2, *always, *there, "--partition", 3, "--partitions", 3, "--base", tmp_path / "base.pt")
+    other = ("--key", tmp_path / "no-key")
+    assert "key must be an OpenSSH private key" in run(2, *always, *there, *other)

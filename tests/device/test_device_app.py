@@ -1,0 +1,103 @@
+"""One device as a node: its own ledger and outbox answer, and the shared adapter moves on with the run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from ownlet.device import Personalizer
+from ownlet.device.budget import Budget
+from ownlet.device.device_app import contribute, make_device_app
+from ownlet.shared.config import Plan
+from ownlet.shared.errors import BudgetExceededError, FederationError
+from ownlet.shared.wire import TrainRequest, place_from_records, request_to_records
+from ownlet.shared.wire_config import WireConfig
+from ownlet.simulations.grid import InProcessGrid
+
+LOOSE = Budget(epsilon=100.0)
+
+
+@pytest.fixture
+def device(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """The state folder of a device with a history."""
+    with Personalizer.open(tiny_bundle, tmp_path / "device", budget=LOOSE) as personalizer:
+        for second, item in enumerate([5, 9] * 6):
+            personalizer.record(f"item-{item}", timestamp=float(second))
+    return tmp_path / "device"
+
+
+def first_request(tiny: Any, **changes: Any) -> TrainRequest:
+    asked = TrainRequest(
+        vector=tiny.vector,
+        round=1,
+        version=0,
+        base_hash=tiny.spec.base_hash,
+        plan=Plan(steps=2),
+        unit="user",
+        clip_norm=0.1,
+        users=(4,),
+        noise_multiplier=4.0,
+    )
+    return replace(asked, **changes)
+
+
+def charges(bundle: Path, device: Path) -> int:
+    with Personalizer.open(bundle, device) as personalizer:
+        return personalizer.status().privacy["user"].charges
+
+
+def test_a_device_answers_with_its_clipped_update_and_charges_its_own_ledger(
+    tiny: Any, tiny_bundle: Path, device: Path
+) -> None:
+    asked = first_request(tiny)
+    reply = contribute(asked, tiny_bundle, device, LOOSE, user=4)
+    assert 0 < np.linalg.norm(reply.total) <= 0.1 * (1 + 1e-6)
+    assert (reply.round, reply.version, reply.num_users) == (1, 0, 1)
+    assert charges(tiny_bundle, device) == 1
+    again = contribute(replace(asked, round=2), tiny_bundle, device, LOOSE, user=4)  # the round was void
+    np.testing.assert_array_equal(again.total, reply.total)
+    assert charges(tiny_bundle, device) == 1
+
+
+def test_a_device_adopts_the_adapter_of_the_round(tiny: Any, tiny_bundle: Path, device: Path) -> None:
+    moved = tiny.vector.copy()
+    moved[tiny.spec.trainable] += np.float32(0.01)
+    contribute(first_request(tiny, version=1, round=2, vector=moved), tiny_bundle, device, LOOSE, user=4)
+    with Personalizer.open(tiny_bundle, device) as personalizer:
+        assert personalizer.status().shared_version == 4  # the bundle's is 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"users": (4, 5)}, "users must be this device's"),
+        ({"users": (3,)}, "users must be this device's"),
+        ({"seed": 1}, "seed must not come from the server"),
+        ({"base_hash": "c" * 64}, "base must be"),
+        ({"wire": WireConfig(name="int8")}, "wire must be float32"),
+    ],
+)
+def test_what_a_device_refuses_costs_nothing(
+    tiny: Any, tiny_bundle: Path, device: Path, changes: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(FederationError, match=rule):
+        contribute(first_request(tiny, **changes), tiny_bundle, device, LOOSE, user=4)
+    assert charges(tiny_bundle, device) == 0
+
+
+def test_a_device_without_budget_gives_nothing(tiny: Any, tiny_bundle: Path, device: Path) -> None:
+    with pytest.raises(BudgetExceededError):
+        contribute(first_request(tiny, noise_multiplier=0.0), tiny_bundle, device, LOOSE, user=4)
+
+
+def test_the_app_answers_by_message_and_says_which_user_it_is(tiny: Any, tiny_bundle: Path, device: Path) -> None:
+    grid = InProcessGrid(make_device_app(tiny_bundle, device, LOOSE), 1)
+    grid._contexts[0].node_config = {"partition-id": 4, "num-partitions": 9}
+    (node,) = grid.get_node_ids()
+    (place,) = grid.send_and_receive([Message(request_to_records(first_request(tiny)), node, "query.place")])
+    assert place_from_records(place.content).partition == 4
+    (reply,) = grid.send_and_receive([Message(request_to_records(first_request(tiny)), node, "train")])
+    assert reply.content["reply"]["num-users"] == 1
