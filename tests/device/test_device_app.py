@@ -17,6 +17,8 @@ from ownlet.shared.wire import TrainRequest, place_from_records, request_to_reco
 from ownlet.shared.wire_config import WireConfig
 from ownlet.simulations.grid import InProcessGrid
 
+pytestmark = pytest.mark.slow  # a bundle is lowered and loaded many times
+
 LOOSE = Budget(epsilon=100.0)
 
 
