@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from ownlet.shared.adapter import Vector
 from ownlet.shared.coding import Coins, decode, encode, places_of_round, thin
 from ownlet.shared.delta import clip_to_norm
 from ownlet.shared.errors import FederationError
-from ownlet.shared.wire import TrainRequest
+
+if TYPE_CHECKING:  # importing it would load Flower
+    from ownlet.shared.wire import TrainRequest
 
 __all__ = ["MemoryResiduals", "Residuals", "Sent", "send"]
 

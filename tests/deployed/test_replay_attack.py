@@ -14,7 +14,10 @@ from ownlet.simulations.replay import read_rounds
 from ownlet.simulations.serve_run import prepare_server
 from ownlet.simulations.setting import DataConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # flwr 1.41 with pathspec 1.1
+]
 
 # The honest app, but partition 2 keeps its first answer to `train` and sends it for ever after, as it was.
 DISHONEST = """
