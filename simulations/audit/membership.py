@@ -256,7 +256,7 @@ def membership_result(
         f"{claim.epsilon:.2f} is claimed. A real attacker may do better."
     )
     check = Check(
-        name="membership_bound",
+        name="membership-bound",
         passed=lower <= claim.epsilon,
         statement=statement,
         measured=lower,

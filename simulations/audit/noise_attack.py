@@ -83,7 +83,7 @@ class SeedSearch:
             statement = f"No seed of the {self.tried:,} that were tried explains the noise of a release. {speed}"
         else:
             statement = f"Seed {self.seed} reproduces the noise of a release, which bares what it hid. {speed}"
-        return Check(name="noise_source", passed=self.seed is None, statement=statement, measured=float(self.tried))
+        return Check(name="noise-source", passed=self.seed is None, statement=statement, measured=float(self.tried))
 
 
 def search_seeds(

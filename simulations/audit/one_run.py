@@ -174,7 +174,7 @@ def one_run_result(
         f"{confidence:.0%} confidence epsilon is at least {lower:.2f}, where {claim.epsilon:.2f} is claimed."
     )
     check = Check(
-        name="one_run_bound",
+        name="one-run-bound",
         passed=lower <= claim.epsilon,
         statement=statement,
         measured=lower,
