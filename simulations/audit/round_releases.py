@@ -56,6 +56,7 @@ def plain_config(config: FederationConfig, start: Vector, num_users: int, *, see
         warmup_rounds=0,
         patience=0,
         svd_every=0,
+        wire=replace(config.wire, error_feedback=False),  # nodes of the audit keep nothing between rounds
         target_epsilon=math.inf,
         seed=seed,
     )

@@ -1,6 +1,7 @@
 """The component audit passes what is right, and says which part of it is wrong where something is."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import pytest
 from ownlet.device.opacus_engine import OpacusEngine
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import ConfigError, PrivacyError
+from ownlet.shared.wire_config import WireConfig
 from ownlet.simulations.audit.bundle import audit_bundle
 from ownlet.simulations.audit.component import Trials, audit_component, audit_engine
 from ownlet.simulations.audit.engine_mechanism import EngineMechanism, canary_windows, claim_of_plan
 from ownlet.simulations.audit.mechanism import LOUD
 from ownlet.simulations.audit.result import Claim
+from ownlet.simulations.audit.sensitivity import measure_contributions
 from ownlet.simulations.audit.user_level import UserLevelMechanism, audit_user_level, claim_of_federation
 from ownlet.simulations.audit.zoo import ZOO, Trainer, audit_zoo, zoo_base
 from ownlet.simulations.cohort import CohortEngine
@@ -160,6 +163,19 @@ def test_the_server_passes_and_whole_rounds_are_what_is_audited(tiny):
     assert failed(result) == set()
     assert "whole-rounds" in {check.name for check in result.checks}
     assert 0 < result.epsilon_lower <= result.claim.epsilon
+
+
+@pytest.mark.parametrize(
+    "wire", [WireConfig(name="int8", error_feedback=True), WireConfig(name="float16"), WireConfig(name="sparse")]
+)
+def test_whole_rounds_are_what_is_audited_in_every_form_of_the_wire(tiny, wire):
+    config = replace(SERVER, wire=wire)
+    mechanism = UserLevelMechanism(
+        CohortEngine(tiny.model, tiny.spec), config, num_users=12, num_items=50, name="server"
+    )
+    assert mechanism.check_rounds().passed
+    contributions = measure_contributions(mechanism)
+    assert 0.9 * config.clip_norm < contributions.sensitivity <= config.clip_norm * (1 + 1e-5)
 
 
 @pytest.mark.slow
