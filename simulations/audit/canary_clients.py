@@ -150,8 +150,8 @@ def audit_canary_clients(
 
     Args:
         engine: trains the real users.
-        config: the run: unit ``user``, Poisson cohorts, with noise. The server's optimiser is left out, as it only
-            works on what is released; so is an adaptive clip norm.
+        config: the run: unit ``user``, Poisson cohorts, with noise. What ``audit/core.py`` says is
+            left out.
         store: the real users; by default nobody but canaries.
         vector: (P,) the adapter to start from.
         observe: what the attacker sees.

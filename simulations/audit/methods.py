@@ -19,6 +19,7 @@ from ownlet.shared.config import FederationConfig, Plan
 from ownlet.simulations.audit.bundle import audit_bundle, plan_of_bundle
 from ownlet.simulations.audit.canary_clients import audit_canary_clients
 from ownlet.simulations.audit.component import QUICK, THOROUGH, Trials, audit_engine
+from ownlet.simulations.audit.core import left_out
 from ownlet.simulations.audit.engine_mechanism import claim_of_plan
 from ownlet.simulations.audit.measure import Audit
 from ownlet.simulations.audit.membership import audit_membership_run
@@ -121,6 +122,11 @@ def _of_server(subject: RunSubject, terms: FederationConfig, trainer: Callable[[
     """Return the audits of a user-level run; the last one looks for the run's own users, in its own data."""
     name, kept = f"server, {subject.engine} engine", subject.checkpoint
     audits, skipped = [], []
+    if names := left_out(terms):
+        skipped.append(
+            f"Measured without {', '.join(names)}: these work on what was released, make what a user adds smaller, or "
+            "are charged by themselves (docs/audit.md)."
+        )
     if terms.secure.enabled:
         skipped.append(
             "The parts of a round were not measured one by one: that audit knows noise which the server adds, and here "

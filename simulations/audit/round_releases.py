@@ -1,13 +1,11 @@
 """What the rounds of a user-level run release, seen from outside: the deployed ServerApp and ClientApp, over canaries.
 
-The adapter after each round is public, so the noised sum of every round follows from it. The server's optimiser, its
-schedule and FedSVD only work on what is already released; the audit runs without them, and at a learning rate so small
-that the canaries' deltas stay what they are.
+The adapter after each round is public, so the noised sum of every round follows from it. The audit runs the core of the
+run (``audit/core.py``), at a learning rate so small that the canaries' deltas stay what they are.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +16,8 @@ from ownlet.server.checkpoint import RoundResult
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
-from ownlet.shared.server_config import AdaptiveClip, ServerOptimizer
 from ownlet.simulations.audit.canaries import gentle_rate
+from ownlet.simulations.audit.core import core_of
 from ownlet.simulations.grid import InProcessGrid
 from ownlet.simulations.progress import Step
 from ownlet.simulations.run import simulate
@@ -46,20 +44,8 @@ def plain_config(config: FederationConfig, start: Vector, num_users: int, *, see
     require(config.turns == 0, "turns must be 0 where cohorts are Poisson samples", turns=config.turns)
     require(config.noise_multiplier > 0, "noise_multiplier must be positive", noise_multiplier=config.noise_multiplier)
     average_std = config.noise_multiplier * config.clip_norm / (config.cohort_rate * num_users)
-    return replace(
-        config,
-        server_learning_rate=gentle_rate(start, average_std, config.rounds),
-        server_optimizer=ServerOptimizer(),
-        server_momentum=0.0,
-        adaptive_clip=AdaptiveClip(),
-        schedule="constant",
-        warmup_rounds=0,
-        patience=0,
-        svd_every=0,
-        wire=replace(config.wire, error_feedback=False),  # nodes of the audit keep nothing between rounds
-        target_epsilon=math.inf,
-        seed=seed,
-    )
+    rate = gentle_rate(start, average_std, config.rounds)
+    return replace(core_of(config), server_learning_rate=rate, seed=seed)
 
 
 def released_rounds(

@@ -28,8 +28,8 @@ from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import PrivacyError, require
 from ownlet.shared.noise import AesNoise, NoiseSource
 from ownlet.shared.wire import TrainRequest, request_to_records
-from ownlet.shared.wire_config import FLOAT32, WireConfig
 from ownlet.simulations.audit.component import QUICK, Trials, audit_component
+from ownlet.simulations.audit.core import core_of
 from ownlet.simulations.audit.engine_mechanism import norms_by_tensor
 from ownlet.simulations.audit.mechanism import LOUD, tensors_of
 from ownlet.simulations.audit.result import AuditResult, Check, Claim
@@ -56,15 +56,6 @@ def claim_of_federation(config: FederationConfig) -> Claim:
         steps=config.rounds,
         dp_delta=config.dp_delta,
     )
-
-
-def audited_wire(wire: WireConfig) -> WireConfig:
-    """Return the form in which the audited deltas travel.
-
-    What a device kept of earlier rounds is clipped with its next delta, so error feedback is left out; and so is
-    ``sparse``, whose numbers and noise are some of those of the dense sum.
-    """
-    return FLOAT32 if wire.name == "sparse" else replace(wire, error_feedback=False)
 
 
 def audit_user_level(
@@ -124,10 +115,7 @@ class UserLevelMechanism:
         rng, length = np.random.default_rng(0), config.windows.window_length
         self._histories = [rng.integers(1, num_items + 1, length) for _ in range(num_users)]
         everybody = np.ones(num_users, np.bool_)
-        self._config = replace(config, patience=0, warmup_rounds=0, svd_every=0, server_momentum=0.0, seed=None)
-        self._config = replace(
-            self._config, plan=replace(config.plan, steps=1, sample_rate=1.0), wire=audited_wire(config.wire)
-        )
+        self._config = replace(core_of(config), seed=None, plan=replace(config.plan, steps=1, sample_rate=1.0))
         self._raw = norms_by_tensor(self._raw_deltas(everybody), self.tensors)
         while (least := float(np.linalg.norm(self._raw, axis=1).min())) < LOUD * config.clip_norm:
             if not 0 < least < np.inf or self._config.plan.learning_rate > 1e6:

@@ -9,6 +9,7 @@ import pytest
 from ownlet.device.opacus_engine import OpacusEngine
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import ConfigError, PrivacyError
+from ownlet.shared.server_config import AdaptiveClip, Robust, ServerOptimizer
 from ownlet.shared.wire_config import WireConfig
 from ownlet.simulations.audit.bundle import audit_bundle
 from ownlet.simulations.audit.component import Trials, audit_component, audit_engine
@@ -166,10 +167,19 @@ def test_the_server_passes_and_whole_rounds_are_what_is_audited(tiny):
 
 
 @pytest.mark.parametrize(
-    "wire", [WireConfig(name="int8", error_feedback=True), WireConfig(name="float16"), WireConfig(name="sparse")]
+    "changed",
+    [
+        {"wire": WireConfig(name="int8", error_feedback=True)},
+        {"wire": WireConfig(name="float16")},
+        {"wire": WireConfig(name="sparse")},
+        {"robust": Robust(name="norm-bound")},
+        {"ranks": (2, 1)},
+        {"server_optimizer": ServerOptimizer(name="fedadam"), "server_learning_rate": 0.01},
+        {"adaptive_clip": AdaptiveClip(quantile=0.5)},
+    ],
 )
-def test_whole_rounds_are_what_is_audited_in_every_form_of_the_wire(tiny, wire):
-    config = replace(SERVER, wire=wire)
+def test_whole_rounds_are_what_is_audited_whatever_else_the_run_had(tiny, changed):
+    config = replace(SERVER, **changed)
     mechanism = UserLevelMechanism(
         CohortEngine(tiny.model, tiny.spec), config, num_users=12, num_items=50, name="server"
     )
