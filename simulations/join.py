@@ -27,6 +27,7 @@ __all__ = ["Connection", "prepare_node", "run_node"]
 _POLL_SECONDS = 0.5
 _PROBE_SECONDS = 3.0
 _AGAIN_SECONDS = 10.0
+_REFUSED = ("Failed to activate SuperNode", "401 Unauthorized")  # at the start, and later
 _TOLD = ("INFO :", "WARNING :", "ERROR :")
 
 
@@ -192,7 +193,7 @@ def _run_supernode(state: Path, place: Place, connection: Connection, tell: Call
 
     def say(line: str) -> None:
         nonlocal refused
-        refused = refused or "401" in line
+        refused = refused or any(sign in line for sign in _REFUSED)
         if line.startswith(_TOLD) and line.partition(":")[2].strip():  # Flower pads its log, and shows where it stood
             tell(line)
 
