@@ -173,7 +173,7 @@ def simulate(
     context_length: Annotated[int, typer.Option(min=0, help="Earlier events a window may see; 0 for unit window.")] = 0,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
     method: Annotated[
-        Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"],
+        Literal["lora", "lora-frozen-a", "fedsvd", "rolora", "iak", "bottleneck", "prefix"],
         typer.Option(help="How the base is adapted."),
     ] = "lora-frozen-a",
     engine: Annotated[Literal["cohort", "opacus", "executorch"], typer.Option(help="What trains a user.")] = "cohort",

@@ -66,7 +66,7 @@ def sweep(
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds of each run.")] = 30,
     cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.2,
     method: Annotated[
-        Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"],
+        Literal["lora", "lora-frozen-a", "fedsvd", "rolora", "iak", "bottleneck", "prefix"],
         typer.Option(help="How the base is adapted."),
     ] = "lora-frozen-a",
     seed: Seed = 0,

@@ -22,7 +22,8 @@ from ownlet.device.release import charge_of
 from ownlet.device.secure_app import add_secure_sum
 from ownlet.device.sending import Residuals, send
 from ownlet.device.shard import Shard, SomeUsers
-from ownlet.device.train import local_deltas
+from ownlet.device.train import Engine, TrainsParts, local_deltas
+from ownlet.shared.alternate import part_of_round
 from ownlet.shared.coding import places_of_round
 from ownlet.shared.delta import clip_to_norm, count_within
 from ownlet.shared.errors import FederationError
@@ -78,10 +79,12 @@ def answer(
 
     Raises:
         AdapterError: the vector does not fit the node's adapter.
-        FederationError: another base, a user twice, a user that the node does not host, or no place for residuals.
+        FederationError: another base, a user twice, a user that the node does not host, no place for residuals, or a
+            part of the adapter that it is not the turn of or that the engine cannot train alone.
     """
-    total, count, coded = np.zeros(shard.engine.spec.num_trainable, dtype=np.float64), 0.0, None
-    for clipped, within, users in _clipped_groups(request, shard, memory_bytes, on_users):
+    engine = _engine_for(request, shard)
+    total, count, coded = np.zeros(engine.spec.num_trainable, dtype=np.float64), 0.0, None
+    for clipped, within, users in _clipped_groups(request, shard, engine, memory_bytes, on_users):
         coins = [device_noise(request.seed, request.round, user) for user in users] if request.wire.is_coded else []
         sent = send(clipped, users, request, coins, residuals)
         total += sent.deltas.sum(axis=0, dtype=np.float64)
@@ -124,30 +127,45 @@ def coded_sum(
     asked = (request.round, request.version, request.base_hash, request.clip_norm)
     if asked != (purpose.round, purpose.version, purpose.base_hash, purpose.clip_norm):
         raise FederationError(f"request must be what all nodes agreed on, got another in round {request.round}")
-    total = discrete_gaussian(source, shard.engine.spec.num_trainable, purpose.coding.variance)
-    for clipped, _, _ in _clipped_groups(request, shard, _MEMORY_BYTES, on_users):
+    engine = _engine_for(request, shard)
+    total = discrete_gaussian(source, engine.spec.num_trainable, purpose.coding.variance)
+    for clipped, _, _ in _clipped_groups(request, shard, engine, _MEMORY_BYTES, on_users):
         total += quantise(clipped, request.clip_norm, purpose.coding, source).sum(axis=0)
     return total
 
 
 def _clipped_groups(
-    request: TrainRequest, shard: Shard, memory_bytes: int, on_users: OnUsers | None
+    request: TrainRequest, shard: Shard, engine: Engine, memory_bytes: int, on_users: OnUsers | None
 ) -> Iterator[tuple[NDArray[np.float32], float, Sequence[int]]]:
     """Yield some users after others: clipped deltas (users, num_trainable), their count within the clip, who it is."""
     _check(request, shard)
-    spec = shard.engine.spec
+    spec = engine.spec
     users_at_once = max(1, memory_bytes // (_COPIES * 4 * spec.size))
     for start in range(0, len(request.users), users_at_once):
         users = request.users[start : start + users_at_once]
         windows = _windows_of(shard, users, request.round)
         noises = [device_noise(request.seed, request.round, user) for user in users]
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is zeroed on the next line
-            deltas = local_deltas(shard.engine, request.vector, windows, request.plan, noises)
+            deltas = local_deltas(engine, request.vector, windows, request.plan, noises)
             within = count_within(deltas, request.clip_norm)
             clipped = clip_to_norm(deltas, request.clip_norm)
         yield _finite_or_zero(clipped), within, users
         if on_users is not None:
             on_users(len(users), len(request.users))
+
+
+def _engine_for(request: TrainRequest, shard: Shard) -> Engine:
+    """Return the engine that trains the part that the request asks for, and nothing else."""
+    if request.part == "all":
+        return shard.engine
+    if request.part != part_of_round(True, request.round):
+        raise FederationError(f"part must be the one whose turn it is, got {request.part!r} in round {request.round}")
+    if request.wire.error_feedback:
+        raise FederationError(f"error feedback must not go with rounds that alternate, got it in round {request.round}")
+    if not isinstance(shard.engine, TrainsParts):
+        kind = type(shard.engine).__name__
+        raise FederationError(f"engine must be one that can train A or B alone where rounds alternate, got {kind}")
+    return shard.engine.of_part(request.part)
 
 
 def device_noise(seed: int | None, round_number: int, user: int) -> AesNoise | SimulatedNoise:
@@ -163,6 +181,7 @@ def _check(request: TrainRequest, shard: Shard) -> None:
     if request.unit == "window" and request.plan.noise_multiplier == 0:
         raise FederationError(f"a plan without noise must not be run under unit window, got round={request.round}")
     shard.engine.spec.check(request.vector, what="global adapter")
+    _engine_for(request, shard)  # before anything is charged
 
 
 def _windows_of(shard: Shard, users: Sequence[int], round_number: int) -> Sequence[Windows]:

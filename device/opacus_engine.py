@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ownlet.device.stages import rank_candidates
 from ownlet.device.train import train_each
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.alternate import Part, spec_of_part
 from ownlet.shared.candidates import Candidates, CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.context import pad_context
@@ -54,7 +55,7 @@ class _LinearPair(nn.Module):
         self.frozen, self.scale, self.is_serial = site, site.scale, isinstance(site, BottleneckLinear)
         num_in, num_out = site.pair_shape
         self.lora_a = nn.Linear(num_in, spec.rank, bias=False).requires_grad_(spec.train_a)
-        self.lora_b = nn.Linear(spec.rank, num_out, bias=False)
+        self.lora_b = nn.Linear(spec.rank, num_out, bias=False).requires_grad_(spec.train_b)
         self.trained = (self.lora_a.weight, self.lora_b.weight)
         self.lora_a.train(), self.lora_b.train()  # Opacus records in training mode only; the base stays in eval
 
@@ -84,7 +85,7 @@ class _Prefix(nn.Module):
         super().__init__()
         self.num_heads, self.scale = site.num_heads, site.scale
         self.lora_a = nn.Parameter(torch.zeros(spec.rank, site.dim), requires_grad=spec.train_a)
-        self.lora_b = nn.Parameter(torch.zeros(site.dim, spec.rank))
+        self.lora_b = nn.Parameter(torch.zeros(site.dim, spec.rank), requires_grad=spec.train_b)
 
     def forward(self, query: Tensor) -> Tensor:
         keys = self.lora_a.view(len(self.lora_a), self.num_heads, -1)  # (r, heads, d / heads)
@@ -149,6 +150,7 @@ class OpacusEngine:
         self._spec, self._num_items, self._ranking = spec, model.num_items, ranking
         self._frequencies = known_frequencies(model)
         self._eager, self._mutex = copy.deepcopy(model), threading.Lock()
+        self._parts: dict[Part, OpacusEngine] = {}
         module_of(self._eager).eval().requires_grad_(False)
         wrapped = copy.deepcopy(module_of(model)).eval().requires_grad_(False)
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -175,6 +177,14 @@ class OpacusEngine:
     ) -> NDArray[np.float32]:
         """Train one adapter per user, each starting from ``vector``; see ``device.train.Engine``."""
         return train_each(self._train_user, self._spec, vector, users, plan, noises)
+
+    def of_part(self, part: Part) -> OpacusEngine:
+        """Return the engine that trains a part; see ``device.train.TrainsParts``."""
+        if part == "all":
+            return self
+        if part not in self._parts:
+            self._parts[part] = OpacusEngine(self._eager, spec_of_part(self._spec, part), self._ranking)
+        return self._parts[part]
 
     def check_plan(self, plan: Plan) -> None:
         """Raise ConfigError where the plan's negatives need to know how frequent items are and the base does not."""
@@ -274,7 +284,7 @@ class OpacusEngine:
     def _trained_parameters(self) -> list[Any]:
         """Parameters in the order of the vector: every A, then every B."""
         first = [a for a, _ in self._pairs.values()] if self._spec.train_a else []
-        return first + [b for _, b in self._pairs.values()]
+        return first + ([b for _, b in self._pairs.values()] if self._spec.train_b else [])
 
     def _load(self, vector: Vector) -> None:
         with torch.no_grad():

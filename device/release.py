@@ -35,7 +35,8 @@ def check_terms(terms: FederationConfig, windows: WindowConfig) -> None:
     """Check what a server asks for against what a bundle can do.
 
     Raises:
-        ConfigError: windows other than the bundle's, an adaptive clip, correlated noise, or another wire.
+        ConfigError: windows other than the bundle's, an adaptive clip, correlated noise, another wire, or rounds that
+            alternate.
         PrivacyError: windows that share events where the window is the privacy unit.
     """
     require(
@@ -52,6 +53,12 @@ def check_terms(terms: FederationConfig, windows: WindowConfig) -> None:
         terms.wire.name == "float32",
         "name of wire must be float32 in terms for a device that answers on its own: its update holds plain numbers",
         wire=terms.wire.name,
+    )
+    require(
+        not terms.alternate,
+        "alternate must be false in terms for a device that answers on its own: its program trains the same numbers in "
+        "every round",
+        alternate=terms.alternate,
     )
     require(terms.windows == windows, f"windows must be the bundle's {windows}", windows=terms.windows)
     if terms.unit == "window" and windows.context_length > 0:

@@ -15,19 +15,20 @@ returned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.alternate import Part
 from ownlet.shared.config import Plan
 from ownlet.shared.delta import clip_to_norm, delta_of
 from ownlet.shared.errors import require
 from ownlet.shared.noise import NoiseSource
 from ownlet.shared.windows import Windows
 
-__all__ = ["Engine", "LocalEngine", "clipped_deltas", "local_deltas", "train_each"]
+__all__ = ["Engine", "LocalEngine", "TrainsParts", "clipped_deltas", "local_deltas", "train_each"]
 
 
 class Engine(Protocol):
@@ -51,6 +52,19 @@ class Engine(Protocol):
 
         Returns:
             (users, P) the trained adapters.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainsParts(Protocol):
+    """An engine that can train only A or only B, whose trained tensors are not fixed as a program's are."""
+
+    def of_part(self, part: Part) -> Engine:
+        """Return the engine that trains a part of this one's adapter; made once.
+
+        Raises:
+            ConfigError: this engine's adapter does not train both A and B.
         """
         ...
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.errors import require
 from ownlet.shared.model import Block
 from ownlet.shared.sites import Form
 
@@ -57,6 +58,9 @@ class Tape:
     @classmethod
     def of(cls, spec: AdapterSpec, vector: Tensor) -> Tape:
         """Cut a vector (P,) into its layers."""
+        require(
+            spec.train_b, "train_b must be true in a program, whose trained tensors are fixed", train_b=spec.train_b
+        )
         scale = spec.alpha / spec.rank
         all_a, all_b = vector[: spec.size_a], vector[spec.size_a :].view(-1, spec.rank)
         if spec.form != "prefix":

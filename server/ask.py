@@ -23,6 +23,7 @@ from ownlet.server.replies import Mailbox
 from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.alternate import part_of_round, places_of_part, spec_of_part
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ReplyRejectedError
 from ownlet.shared.wire import TrainRequest, array_bytes, partition_of, requests_to_records
@@ -38,8 +39,8 @@ class Answers:
 
     Args:
         asked: partition -> users asked.
-        total: the sum of what was admitted, (num_trainable,) or, where replies count, one number more; None where
-            there is nothing that may be released.
+        total: the sum of what was admitted, (num_trainable,) of the round's part or, where replies count, one more;
+            None where there is nothing that may be released.
         num_admitted: nodes whose sum is in it.
         rejected: why other answers are not.
         num_missing: nodes that were not connected or did not answer in time.
@@ -99,6 +100,8 @@ def ask(
     """
     if len(cohort) == 0 and config.secure.enabled:  # there is nobody who would add noise to nothing
         return Answers(asked={}, total=None, num_admitted=0, rejected=(), num_missing=0)
+    part = part_of_round(config.alternate, number)
+    optimizer, spec = state.optimizer.of(places_of_part(spec, part)), spec_of_part(spec, part)
     clip_norm = config.delta_bound(spec.num_trainable, state.clip_norm)
     if len(cohort) == 0 and config.robust.name != "norm-bound":
         nothing = np.zeros(spec.num_trainable + config.counts)
@@ -119,6 +122,7 @@ def ask(
             counts=config.counts,
             wire=config.wire,
             noise_multiplier=promised_noise(config),
+            part=part,
         )
         for partition, users in asked.items()
         if partition in node_of
@@ -128,7 +132,7 @@ def ask(
     else:
         combiner = make_combiner(
             config,
-            state.optimizer,
+            optimizer,
             size=spec.num_trainable + config.counts,
             bound=clip_norm,
             num_users=num_users,

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.alternate import part_of_round, places_of_part, spec_of_part
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.schedule import schedule_factor
 from ownlet.shared.server_config import OptimizerName, ServerOptimizer
@@ -44,6 +45,16 @@ class OptimizerState:
         """Return the state before the first step."""
         first = 0.0 if optimizer.name == "fedavgm" else optimizer.tau**2
         return cls(momentum=np.zeros(num_trainable), squares=np.full(num_trainable, first))
+
+    def of(self, places: slice) -> OptimizerState:
+        """Return what is remembered of some of the trained numbers."""
+        return OptimizerState(momentum=self.momentum[places], squares=self.squares[places])
+
+    def with_part(self, places: slice, part: OptimizerState) -> OptimizerState:
+        """Return the state in which some of the trained numbers are remembered otherwise."""
+        momentum, squares = self.momentum.copy(), self.squares.copy()
+        momentum[places], squares[places] = part.momentum, part.squares
+        return OptimizerState(momentum=momentum, squares=squares)
 
 
 _Squares = Callable[[NDArray[np.float64], NDArray[np.float64], float], NDArray[np.float64]]
@@ -75,11 +86,13 @@ def server_step(
 ) -> tuple[Vector, OptimizerState]:
     """Take one step of the config's optimiser, at the rate that its schedule gives.
 
+    Where rounds alternate, only the part moves whose turn it is; what is remembered of the other waits for its turn.
+
     Args:
-        spec: says which part of the vector moves.
+        spec: says which numbers of the vector are trained.
         vector: (P,) the adapter; not changed.
         state: of the optimiser; not changed.
-        average: (num_trainable,) the noised average delta of the round.
+        average: (numbers of the round's part,) the noised average delta of the round.
         config: optimiser, its momentum (beta1), learning rate and schedule.
         round_number: counted from 1, void rounds included.
 
@@ -87,11 +100,13 @@ def server_step(
         the next adapter (P,) and the next state.
     """
     factor = schedule_factor(config.schedule, round_number - 1, config.rounds, warmup=config.warmup_rounds)
-    direction, after = _direction(state, average, config.server_optimizer, config.server_momentum)
+    part = part_of_round(config.alternate, round_number)
+    places, trained = places_of_part(spec, part), spec_of_part(spec, part).trainable
+    direction, after = _direction(state.of(places), average, config.server_optimizer, config.server_momentum)
     moved = vector.copy()
     step = config.server_learning_rate * factor * direction
-    moved[spec.trainable] = (vector[spec.trainable] + step).astype(np.float32)
-    return moved, after
+    moved[trained] = (vector[trained] + step).astype(np.float32)
+    return moved, state.with_part(places, after)
 
 
 def _direction(

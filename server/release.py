@@ -22,22 +22,30 @@ __all__ = ["release", "skip"]
 
 
 def release(
-    total: NDArray[np.float64], config: FederationConfig, state: ServerState, num_users: int, source: AesNoise
+    total: NDArray[np.float64],
+    config: FederationConfig,
+    state: ServerState,
+    num_users: int,
+    source: AesNoise,
+    part: slice = slice(None),
 ) -> tuple[NDArray[np.float64], ServerState]:
     """Return the average delta that a round releases, and the state after it.
 
     Args:
-        total: the sum of the admitted replies, (num_trainable,) or, where they count, one number more.
+        total: the sum of the admitted replies, one number for each that this round trains and, where they count, one
+            more.
         config: unit, noise, clip and expected share of users.
         state: before the release; C of this round.
         num_users: N, the public size of the population.
         source: the server's secret source for this round.
+        part: which of the trained numbers this round trains; the others are what they were, whoever takes part.
 
     Returns:
-        (num_trainable,) the noised sum over the expected number of users, and the state with C of the next round.
+        one number for each of these: the noised sum over the expected number of users, and the state with C of the
+        next round.
     """
     noise, after = _noise(config, state, num_users, source)
-    clip_norm = state.clip_norm
+    noise, clip_norm = noise[part], state.clip_norm
     if config.wire.name == "sparse":  # what nobody sends is zero whoever takes part, and needs no noise
         places = places_of_round(config.wire, len(state.results) + 1, len(noise))
         drawn, noise = noise, np.zeros_like(noise)

@@ -32,6 +32,7 @@ from ownlet.server.release import release, skip
 from ownlet.server.replies import Mailbox
 from ownlet.server.secure_charge import charge_realised
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.alternate import part_of_round, places_of_part, spec_of_part
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.privacy import epsilon, event_to_json
@@ -99,7 +100,8 @@ def run_rounds(
 
     Raises:
         AdapterError: the vector does not fit the spec.
-        ConfigError: the config has ``patience`` and nobody judges, or too few users for its noise on their count.
+        ConfigError: the config has ``patience`` and nobody judges, too few users for its noise on their count, or
+            rounds that alternate over an adapter of which one part is frozen.
         FederationError: too few nodes connect in time, or the checkpoint is of another run.
     """
     check_split(config, num_users)
@@ -107,6 +109,8 @@ def run_rounds(
         require(
             max(config.ranks) == spec.rank, f"largest of ranks must be the adapter's, {spec.rank}", ranks=config.ranks
         )
+    if config.alternate:
+        spec_of_part(spec, "a")  # raises where there is none
     state = ServerState.start(config, spec, vector, num_users)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, config, spec, num_users)
@@ -193,12 +197,13 @@ def _close_round(
 ) -> ServerState:
     wanted = config.buffer.size or len(answers.asked)
     void = answers.total is None or answers.num_admitted < config.quorum * wanted
-    update_norm, clip_norm = 0.0, config.delta_bound(spec.num_trainable, state.clip_norm)
+    part = part_of_round(config.alternate, number)
+    update_norm, clip_norm = 0.0, config.delta_bound(spec_of_part(spec, part).num_trainable, state.clip_norm)
     source = round_noise(config, "server", number)
     if answers.total is None or void:
         state = skip(config, state, num_users, source)
     else:
-        average, state = release(answers.total, config, state, num_users, source)
+        average, state = release(answers.total, config, state, num_users, source, places_of_part(spec, part))
         if config.ranks:
             average = average * rank_weights(spec, users_of_rank(config.ranks, num_users))
         vector, optimizer = server_step(spec, state.vector, state.optimizer, average, config, number)

@@ -59,6 +59,7 @@ class AdapterSpec:
         alpha: the low-rank term is scaled by alpha / rank.
         base_hash: SHA-256 of the base that the adapter belongs to.
         train_a: whether A is trained; if not, only the B suffix ever changes.
+        train_b: whether B is trained; if not, only the A prefix is, for a round (``shared/alternate.py``).
         form: how A and B enter the model (``shared/sites.py``).
     """
 
@@ -68,11 +69,13 @@ class AdapterSpec:
     base_hash: str
     train_a: bool = False
     form: Form = "lora"
+    train_b: bool = True
 
     def __post_init__(self) -> None:
         require(len(self.layers) > 0, "an adapter must have at least one layer", layers=self.layers)
         require(self.form in FORMS, f"form must be one of {', '.join(FORMS)}", form=self.form)
         require(self.rank >= 1, "rank must be at least 1", rank=self.rank)
+        require(self.train_a or self.train_b, "train_b must be true where A is frozen", train_b=self.train_b)
 
     @property
     def size_a(self) -> int:
@@ -87,12 +90,12 @@ class AdapterSpec:
     @property
     def trainable(self) -> slice:
         """The part of the vector that training changes and a delta covers."""
-        return slice(0 if self.train_a else self.size_a, self.size)
+        return slice(0 if self.train_a else self.size_a, self.size if self.train_b else self.size_a)
 
     @property
     def num_trainable(self) -> int:
         """The length of a delta."""
-        return self.size - (0 if self.train_a else self.size_a)
+        return self.trainable.stop - self.trainable.start  # type: ignore[no-any-return]
 
     def split(self, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """View a vector (..., P) as layer name -> (A (..., r, in), B (..., out, r))."""
@@ -129,7 +132,10 @@ class AdapterSpec:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        plain = asdict(self)
+        if self.train_b:  # as in files from before there was a choice
+            del plain["train_b"]
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> AdapterSpec:

@@ -31,7 +31,7 @@ __all__ = [
     "simulated_federation",
 ]
 
-MethodName = Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"]
+MethodName = Literal["lora", "lora-frozen-a", "fedsvd", "rolora", "iak", "bottleneck", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +224,7 @@ class FederationConfig:
         patience: stop after this many evaluations on held-out public users without a better one, and end with the
             best adapter; 0 runs all rounds and ends with the last. Every round that ran stays charged.
         svd_every: rounds between two turns of A by FedSVD (``server/fedsvd.py``); 0 is never.
+        alternate: rounds train B and A in turn, B first (RoLoRA, ``shared/alternate.py``); the adapter must train both.
         quorum: the share of asked nodes that must answer with an admitted reply; below it the round is void.
         dp_delta: the privacy parameter delta at which epsilon is reported.
         target_epsilon: the run stops before a round that would exceed it.
@@ -256,6 +257,7 @@ class FederationConfig:
     warmup_rounds: int = 0
     patience: int = 0
     svd_every: int = 0
+    alternate: bool = False
     quorum: float = 0.5
     dp_delta: float = 1e-5
     target_epsilon: float = math.inf
@@ -297,6 +299,7 @@ class FederationConfig:
         self._check_robust()
         self._check_wire()
         self._check_stragglers()
+        self._check_alternate()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -444,6 +447,32 @@ class FederationConfig:
             "name of wire must not be sparse with correlated noise, an adaptive clip or a robust combiner, which take "
             "every number of every round for sent",
             wire=wire.name,
+        )
+
+    def _check_alternate(self) -> None:
+        if not self.alternate:
+            return
+        require(
+            not self.correlated,
+            "alternate must be false where noise_plan is blt: noise on A cannot take back what was added to B",
+            noise_plan=self.noise_plan.name,
+        )
+        require(self.svd_every == 0, "svd_every must be 0 where rounds alternate and train A", svd_every=self.svd_every)
+        require(
+            self.adaptive_clip.quantile == 0,
+            "quantile of adaptive_clip must be 0 where rounds alternate: deltas of A and of B differ in length",
+            quantile=self.adaptive_clip.quantile,
+        )
+        require(not self.ranks, "ranks must be equal where rounds alternate", ranks=self.ranks)
+        require(
+            self.buffer.size == 0,
+            "size of buffer must be 0 where rounds alternate: an update that comes late is of the other part",
+            size=self.buffer.size,
+        )
+        require(
+            not self.wire.error_feedback,
+            "error_feedback of wire must be false where rounds alternate: what was left of B is nothing to add to A",
+            error_feedback=self.wire.error_feedback,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""delta = local - global, over the adapter's trainable suffix. Said here once."""
+"""delta = local - global, over the adapter's trainable part. Said here once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Update:
 
 
 def delta_of(spec: AdapterSpec, local: NDArray[np.float32], reference: Vector) -> NDArray[np.float32]:
-    """Return local - global over the trainable suffix: of one adapter (P,), or of several (users, P)."""
+    """Return local - global over the trainable part: of one adapter (P,), or of several (users, P)."""
     return local[..., spec.trainable] - reference[spec.trainable]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -115,7 +116,7 @@ def attach_spec(model: nn.Module, spec: AdapterSpec) -> None:
         train_a=spec.train_a,
         form=spec.form,
     )
-    if found != spec:
+    if replace(found, train_b=spec.train_b) != spec:
         raise AdapterError(f"adapter must fit the layers of the base, got {spec.layers} for {found.layers}")
 
 

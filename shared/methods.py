@@ -8,6 +8,8 @@ lora            lora        A and B  Hu et al. 2021, https://arxiv.org/abs/2106.
 lora-frozen-a   lora        B        FFA-LoRA, Sun et al. 2024, https://arxiv.org/abs/2403.12313; the default
 fedsvd          lora        B        FedSVD, Lee et al. 2025, https://arxiv.org/abs/2505.12805: the server turns A after
                                      every round (``server/fedsvd.py``)
+rolora          lora        B, or A  RoLoRA, Chen et al. 2025, https://arxiv.org/abs/2502.01755: in turn, round by
+                                     round (``shared/alternate.py``); on its own a device trains both
 iak             lora        B        A is learned on public data (``server/compression.py``): our reading of Jiang et
                                      al. 2025, not a reproduction
 bottleneck      bottleneck  A and B  Houlsby et al. 2019, https://arxiv.org/abs/1902.00751
@@ -35,6 +37,7 @@ class AdapterMethod:
         train_a: whether devices train A too.
         targets: last parts of the names of the layers that carry it where nobody says otherwise.
         svd_every: rounds between two turns of A by the server; 0 is never.
+        alternate: whether rounds train B and A in turn.
         learned_a: whether A is learned on public data before the first round.
     """
 
@@ -42,6 +45,7 @@ class AdapterMethod:
     train_a: bool
     targets: tuple[str, ...]
     svd_every: int = 0
+    alternate: bool = False
     learned_a: bool = False
 
 
@@ -51,6 +55,7 @@ METHODS: Mapping[MethodName, AdapterMethod] = {
     "lora": AdapterMethod(form="lora", train_a=True, targets=_LORA_TARGETS),
     "lora-frozen-a": AdapterMethod(form="lora", train_a=False, targets=_LORA_TARGETS),
     "fedsvd": AdapterMethod(form="lora", train_a=False, targets=_LORA_TARGETS, svd_every=1),
+    "rolora": AdapterMethod(form="lora", train_a=True, targets=_LORA_TARGETS, alternate=True),
     "iak": AdapterMethod(form="lora", train_a=False, targets=_LORA_TARGETS, learned_a=True),
     "bottleneck": AdapterMethod(form="bottleneck", train_a=True, targets=("output", "down")),
     "prefix": AdapterMethod(form="prefix", train_a=True, targets=("prefix",)),
@@ -64,5 +69,8 @@ def targets_of(config: AdapterConfig) -> tuple[str, ...]:
 
 def rounds_for(config: AdapterConfig, federation: FederationConfig) -> FederationConfig:
     """Return the settings of a run with what the adapter's method asks of the server."""
-    svd_every = METHODS[config.method].svd_every
-    return replace(federation, svd_every=svd_every) if svd_every and not federation.svd_every else federation
+    method = METHODS[config.method]
+    if method.alternate:
+        return replace(federation, alternate=True)
+    wanted = method.svd_every and not federation.svd_every
+    return replace(federation, svd_every=method.svd_every) if wanted else federation

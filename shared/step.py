@@ -42,7 +42,8 @@ def window_leaves(
 
     if spec.train_a:  # the order of the vector: every A, then every B
         weights = {name: (leaf(a), b) for name, (a, b) in weights.items()}
-    weights = {name: (a, leaf(b)) for name, (a, b) in weights.items()}
+    if spec.train_b:
+        weights = {name: (a, leaf(b)) for name, (a, b) in weights.items()}
     return weights, leaves
 
 
@@ -104,7 +105,7 @@ def dp_sgd_step(
     *,
     candidates: Candidates | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take one step of DP-SGD on the adapter's trainable suffix.
+    """Take one step of DP-SGD on the adapter's trainable part.
 
     ``trainable' = trainable - rate * (sum of clipped window gradients + noise)``. It is linear in the gradient sum, so
     a batch larger than one call holds is several calls from the same vector whose changes add up.
@@ -130,4 +131,5 @@ def dp_sgd_step(
     factors, norms = clip_factors(gradients, clip)
     total = factors @ gradients + noise  # (num_trainable,)
     frozen, trainable = vector[: spec.trainable.start], vector[spec.trainable]
-    return torch.cat([frozen, trainable - rate * total]), losses, norms
+    rest = () if spec.train_b else (vector[spec.trainable.stop :],)
+    return torch.cat([frozen, trainable - rate * total, *rest]), losses, norms

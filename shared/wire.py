@@ -24,6 +24,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
 from ownlet.shared.adapter import Vector
+from ownlet.shared.alternate import Part
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import FederationError
 from ownlet.shared.wire_config import FLOAT32, WireConfig
@@ -85,6 +86,7 @@ class TrainRequest:
         noise_multiplier: sigma of the Gaussian noise that the server promises on the round's sum under the unit
             ``user``, standard deviation divided by ``clip_norm``: what a device's ledger is charged with. 0 promises
             none that holds for a round by itself.
+        part: what is trained of the adapter; the reply holds that part only.
     """
 
     vector: Vector
@@ -99,6 +101,7 @@ class TrainRequest:
     counts: bool = False
     wire: WireConfig = FLOAT32
     noise_multiplier: float = 0.0
+    part: Part = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,9 @@ class TrainReply:
     """What a node answers. No loss, norm or count of examples is in it: those are private outputs.
 
     Args:
-        total: (num_trainable,) the sum of the users' clipped deltas, or, where the request's wire is sparse, those of
-            its numbers that travel; where the request counts, one number more (``delta.count_within``).
+        total: (num_trainable,) the sum of the users' clipped deltas, over the part that is trained, or, where the
+            request's wire is sparse, those of its numbers that travel; where the request counts, one number more
+            (``delta.count_within``).
         round: of the request.
         version: of the adapter that the deltas are relative to.
         base_hash: of the base that the node trained on.
@@ -154,6 +158,8 @@ def _values_of(request: TrainRequest) -> dict[str, Any]:
         values["counts"] = True
     if request.wire != FLOAT32:
         values["wire"] = json.dumps(asdict(request.wire))
+    if request.part != "all":  # a node that knows no parts trains all, and admission refuses what it sends
+        values["part"] = request.part
     return values
 
 
@@ -189,6 +195,7 @@ def request_from_records(records: RecordDict, size: int) -> TrainRequest:
             counts=values.get("counts", False),
             wire=WireConfig(**json.loads(values.get("wire", "{}"))),
             noise_multiplier=values.get("noise-multiplier", 0.0),
+            part=values.get("part", "all"),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise FederationError(f"request must have every field, got {error}") from error

@@ -46,7 +46,8 @@ class AutogradGradients:
             spec: the adapter's spec.
             start: (P,) the global adapter; what of it is not trained is read from here.
         """
-        self._spec, self._frozen = spec, start[: spec.trainable.start]
+        self._spec = spec
+        self._before, self._after = start[: spec.trainable.start], start[spec.trainable.stop :]
         self._model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
         with torch.no_grad():
             self._items = model.item_vectors()
@@ -60,7 +61,8 @@ class AutogradGradients:
         self, batch: Batch, own: Tensor, owner: Tensor, candidates: Candidates | None = None
     ) -> list[tuple[slice, Tensor]]:
         """Return the gradient of each window at its owner's vector; see ``cohort.WindowGradients``."""
-        vectors = torch.cat([self._frozen.expand(len(owner), -1), own[owner]], dim=1)  # (windows, P)
+        rest = (self._before.expand(len(owner), -1), self._after.expand(len(owner), -1))
+        vectors = torch.cat([rest[0], own[owner], rest[1]], dim=1)  # (windows, P)
         weights, leaves = window_leaves(self._spec, vectors, len(owner))
         with torch.enable_grad(), applied(self._model, weights):
             hidden = self._model.encode(batch.history, self._items, batch.context)  # (windows, length, d)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.alternate import Part, spec_of_part
 from ownlet.shared.candidates import Candidates, CandidateSampler
 from ownlet.shared.config import Plan
 from ownlet.shared.errors import require
@@ -111,7 +112,8 @@ class CohortEngine:
         is_written_out = isinstance(model, SASRec) and spec.form == "lora" and not spec.train_a
         exact = dtype == torch.float32 or is_written_out
         require(exact, "dtype must be float32 but for LoRA with a frozen A on SASRec", dtype=dtype)
-        self._threads = threads
+        self._threads, self._chunk_bytes = threads, chunk_bytes
+        self._parts: dict[Part, CohortEngine] = {}
         self._chunk_positions = max(1, chunk_bytes // _position_bytes(model, spec))
 
     @property
@@ -145,6 +147,21 @@ class CohortEngine:
             for done in [pool.submit(train_chunk, chunk) for chunk in self._chunks(stack)]:
                 done.result()
         return trained
+
+    def of_part(self, part: Part) -> CohortEngine:
+        """Return the engine that trains a part; see ``ownlet.device.train.TrainsParts``."""
+        if part == "all":
+            return self
+        if part not in self._parts:
+            self._parts[part] = CohortEngine(
+                self._model,
+                spec_of_part(self._spec, part),
+                chunk_bytes=self._chunk_bytes,
+                threads=self._threads,
+                device=str(self._device),
+                dtype=self._dtype,
+            )
+        return self._parts[part]
 
     def check_plan(self, plan: Plan) -> None:
         """Raise ConfigError where the plan's negatives need to know how frequent items are and the base does not."""

@@ -124,6 +124,11 @@ class FederatedRunConfig:
             ranks=self.federation.ranks,
         )
         require(
+            self.engine != "executorch" or not rounds_for(self.adapter, self.federation).alternate,
+            "engine must be cohort or opacus where rounds alternate: a program trains the same numbers in every round",
+            engine=self.engine,
+        )
+        require(
             self.grid == "in-process" or not self.federation.wire.error_feedback,
             "error_feedback of wire must be false on a Ray grid, whose actors keep nothing of a device",
             grid=self.grid,

@@ -89,7 +89,7 @@ def _load_setup(context: Context) -> ServerSetup:
     data, config = AppData.of(context), _federation(context)
     if not data.base_path.exists():
         save_base(data.base_path, _train_base(data), _setting(data).data.items)
-    model, spec = _base(data)
+    model, spec = _base(data, config)
 
     def report(result: RoundResult, vector: Vector) -> None:
         _log.info(
@@ -133,7 +133,7 @@ def _load_shard(context: Context) -> Shard:
 
 @functools.lru_cache(maxsize=1)
 def _shard(data: AppData, config: FederationConfig) -> StoreShard:
-    model, spec = _base(data)
+    model, spec = _base(data, config)
     return StoreShard(CohortEngine(model, spec), EventStore.of(_setting(data).devices), config.windows)
 
 
@@ -153,9 +153,9 @@ def _train_base(data: AppData) -> SASRec:
     return pretrain(setting.public, setting.validation, content, ModelConfig(dim=data.dim), recipe)
 
 
-def _base(data: AppData) -> tuple[SASRec, AdapterSpec]:
+def _base(data: AppData, config: FederationConfig) -> tuple[SASRec, AdapterSpec]:
     model = load_base(data.base_path)
-    return model, attach_adapter(model, AdapterConfig())
+    return model, attach_adapter(model, AdapterConfig(method="rolora") if config.alternate else AdapterConfig())
 
 
 server_app = make_server_app(_load_setup)

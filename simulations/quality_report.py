@@ -31,6 +31,7 @@ _COLOURS = {
     "lora": "#b7791f",
     "lora-frozen-a": "#2b6cb0",
     "fedsvd": "#63b3ed",
+    "rolora": "#dd6b20",
     "iak": "#c53030",
     "bottleneck": "#2f855a",
     "prefix": "#805ad5",

@@ -7,6 +7,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from ownlet.server.checkpoint import RoundResult
 from ownlet.shared.adapter import AdapterSpec
+from ownlet.shared.alternate import Part, spec_of_part
 from ownlet.shared.coding import coded_bytes, sent_numbers
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.wire import TrainReply, TrainRequest, reply_to_records, request_to_records
@@ -15,7 +16,17 @@ __all__ = ["traffic_of", "wire_bytes"]
 
 
 def wire_bytes(spec: AdapterSpec, config: FederationConfig) -> tuple[int, int]:
-    """Return the bytes of one user's messages in one round, up and down, as Flower serialises them."""
+    """Return the bytes of one user's messages in one round, up and down, as Flower serialises them.
+
+    Where rounds alternate, that is the mean over the two parts.
+    """
+    parts: tuple[Part, ...] = ("b", "a") if config.alternate else ("all",)
+    found = [_bytes_of(spec_of_part(spec, part), config, part) for part in parts]
+    up, down = zip(*found, strict=True)
+    return round(sum(up) / len(up)), round(sum(down) / len(down))
+
+
+def _bytes_of(spec: AdapterSpec, config: FederationConfig, part: Part) -> tuple[int, int]:
     request = TrainRequest(
         vector=np.zeros(spec.size, np.float32),
         round=config.rounds,
@@ -27,6 +38,7 @@ def wire_bytes(spec: AdapterSpec, config: FederationConfig) -> tuple[int, int]:
         users=(0,),
         counts=config.counts,
         wire=config.wire,
+        part=part,
     )
     num_coded = coded_bytes(config.wire, spec.num_trainable) + 4 * config.counts
     reply = TrainReply(
