@@ -58,6 +58,7 @@ MEASURES = {
     "validation_ndcg@10": "NDCG@10 on validation cases",
     "epsilon": "ε spent",
     "update_norm": "norm of the released average",
+    "cross_covariance": "relative error of averaging A and B",
     "loss": "training loss",
 }
 """Column of ``metrics.parquet`` -> title, of everything that is drawn and compared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +33,7 @@ from ownlet.shared.privacy import ACCOUNTANT
 from ownlet.shared.ranks import low_rank_spec
 from ownlet.shared.recommender import known_frequencies
 from ownlet.simulations.board import Board
+from ownlet.simulations.cross_covariance import CrossCovarianceEngine, cross_covariance_applies
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import mean_ndcg, model_ranks, public_quality
 from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
@@ -190,7 +192,13 @@ def run_federated(
         progress,
     )
     engine = make_engine(config, model, spec, start, folder.path)
+    rounds = rounds_for(config.adapter, config.federation)
+    watched = None
+    if config.grid == "in-process" and cross_covariance_applies(spec, rounds):
+        engine = watched = CrossCovarianceEngine(engine, rounds)
     rows = folder.read_metrics()  # of the rounds before an interruption
+    known = [row for row in rows if row.get("cross_covariance") is not None]
+    errors: dict[int, float] = {row["round"]: row["cross_covariance"] for row in known}
     name = "rounds" if config.federation.unit == "none" else f"{config.federation.unit}-level rounds"
     with (
         progress.stage(f"{name} over {fleet.num_users:,} devices", config.federation.rounds) as step,
@@ -213,7 +221,9 @@ def run_federated(
             return quality_now
 
         def on_round(result: RoundResult, vector: Vector) -> None:
-            rows.append(_row(result))
+            if watched is not None:
+                errors[result.round] = watched.take()
+            rows.append(_row(result, errors))
             folder.write_metrics(rows)
             if board is not None:
                 board.row(result.round, rows[-1])
@@ -227,7 +237,7 @@ def run_federated(
             engine,
             fleet.store,
             start,
-            rounds_for(config.adapter, config.federation),
+            rounds,
             num_users=fleet.num_users,
             held_out=fleet.held_out,
             num_nodes=config.num_nodes,
@@ -255,7 +265,7 @@ def run_federated(
             base_quality=quality_public.base,
             spent=spent_by(config.federation, result),
         )
-    rows = [_row(record) for record in result.rounds]
+    rows = [_row(record, errors) for record in result.rounds]
     folder.write_metrics(rows)
     if panels := panels_of_rows({"federated": rows}, base=base_quality):
         draw_panels(folder.path / CURVES_FILE, panels)
@@ -342,7 +352,7 @@ def make_engine(config: FederatedRunConfig, model: SASRec, spec: AdapterSpec, ve
     return ExecutorchEngine.open(bundle)
 
 
-def _row(record: RoundResult) -> dict[str, Any]:
+def _row(record: RoundResult, errors: Mapping[int, float]) -> dict[str, Any]:
     size = {"bytes_up": record.bytes_up, "bytes_down": record.bytes_down}  # not counted under secure aggregation
     secure = {"noise_multiplier": record.noise_multiplier, "server_epsilon": record.server_epsilon}
     return {
@@ -360,6 +370,7 @@ def _row(record: RoundResult) -> dict[str, Any]:
         "clip_norm": record.clip_norm,
         "public_ndcg@10": record.quality,
         "seconds": record.seconds,
+        **({"cross_covariance": errors[record.round]} if record.round in errors else {}),
         **{name: value for name, value in {**size, **secure}.items() if value is not None},  # under secure aggregation
     }
 

@@ -106,6 +106,17 @@ def test_a_run_without_privacy_claims_none(base: Path, data: Path) -> None:
     assert "privacy" not in json.loads((folder / "summary.json").read_text())
 
 
+def test_a_run_that_averages_a_and_b_tells_their_cross_covariance_and_one_that_alternates_does_not(
+    base: Path, data: Path
+) -> None:
+    told = {
+        method: pl.read_parquet(simulate(base, data, method, "--unit", "none", "--method", method) / "metrics.parquet")
+        for method in ("lora", "rolora")
+    }
+    assert (told["lora"]["cross_covariance"] > 0).all()
+    assert "cross_covariance" not in told["rolora"].columns
+
+
 def test_mistakes_end_in_one_line_and_exit_code_2(base: Path, data: Path, tmp_path: Path) -> None:
     runs = ("--runs", tmp_path)
     assert "neither" in refuse("simulate", "--base", base, "--data", data, *runs)

@@ -20,7 +20,8 @@ from ownlet.shared.methods import rounds_for
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.objectives import softmax_loss
 from ownlet.shared.secure_config import SecureConfig
-from ownlet.shared.server_config import NoisePlan, Robust, ServerOptimizer
+from ownlet.shared.server_config import AdaptiveClip, NoisePlan, Robust, ServerOptimizer
+from ownlet.shared.straggler_config import Buffer
 from ownlet.shared.wire import TrainRequest, request_from_records, request_to_records
 from ownlet.shared.wire_config import WireConfig
 from ownlet.simulations.cohort import CohortEngine
@@ -219,6 +220,8 @@ def test_an_engine_of_a_part_takes_noise_of_that_part(tiny_with_a):
         ({"svd_every": 1}, "svd_every must be 0"),
         ({"wire": WireConfig(name="int8", error_feedback=True)}, "error_feedback of wire must be false"),
         ({"ranks": (2, 4)}, "ranks must be equal"),
+        ({"adaptive_clip": AdaptiveClip(quantile=0.5)}, "deltas of A and of B differ in length"),
+        ({"unit": "none", "buffer": Buffer(size=3)}, "an update that comes late is of the other part"),
     ],
 )
 def test_what_cannot_be_proved_or_means_nothing_is_refused(changes, reason):
