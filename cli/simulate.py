@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,6 +30,7 @@ from ownlet.cli.settings import Config, Set, read_settings
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ownlet.server.metrics import RunStatus
     from ownlet.simulations.federated_run import FederatedRunConfig, FederatedRunResult
 
 __all__ = ["OPTIONS", "simulate"]
@@ -192,6 +194,11 @@ def simulate(
     device: Annotated[str, typer.Option(help="Of the cohort engine: cpu, cuda.")] = "cpu",
     seed: Seed = 0,
     tensorboard: TensorBoard = None,
+    status_port: Annotated[
+        int | None,
+        typer.Option(help="Serve a status page and Prometheus metrics on this port, here only; 0: a free one."),
+    ] = None,
+    registry: Annotated[Path | None, typer.Option(help="Registry to show on the status page, too.")] = None,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
@@ -206,6 +213,7 @@ def simulate(
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
+    from ownlet.server.metrics import RunStatus
     from ownlet.simulations.board import board_of
     from ownlet.simulations.derived import derived_settings, noise_for_target
     from ownlet.simulations.federated_run import FederatedRunConfig, run_federated
@@ -216,13 +224,25 @@ def simulate(
     settings = noise_for_target(read.config, read.given)
     folder = RunFolder.create(runs, "simulate", settings, settings.federation.seed, name=name, overwrite=overwrite)
     console = Console()
+    status = RunStatus(settings.federation, f"ownlet simulate: {folder.path.name}")
     with (
         folder.discarded_on_refusal(),
+        _served(status, status_port, registry) as address,
         board_of(tensorboard, folder.path.name) as board,
         progress_bars(console) as progress,
     ):
-        result = run_federated(settings, folder, progress, board)
+        if address:
+            console.print(f"Status: {address}", highlight=False, soft_wrap=True)
+        result = run_federated(settings, folder, progress, board, status=status)
     _print_result(console, settings, result)
+
+
+def _served(status: RunStatus, port: int | None, registry: Path | None) -> AbstractContextManager[str | None]:
+    from ownlet.server.status import serve_status
+    from ownlet.shared.errors import require
+
+    require(port is not None or registry is None, "registry must go with --status-port", registry=registry)
+    return nullcontext() if port is None else serve_status(status, port=port, registry=registry)
 
 
 def _print_result(console: Console, settings: FederatedRunConfig, result: FederatedRunResult) -> None:

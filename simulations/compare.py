@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 from ownlet.shared.errors import DataError, require
 from ownlet.shared.store import write_atomic
+from ownlet.shared.templates import page_template
 from ownlet.simulations.curves import MEASURES, draw_panels, panels_of_rows, render_panels
 from ownlet.simulations.findings import ROW_NAMES
 from ownlet.simulations.results import METRIC_NAMES, RunFolder
-from ownlet.simulations.templates import page_template
 
 __all__ = ["FinishedRun", "Section", "compare_runs", "load_run", "series_of", "write_comparison"]
 

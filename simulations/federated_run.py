@@ -19,6 +19,7 @@ from ownlet.device.client import make_client_app
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.compression import CompressionConfig
+from ownlet.server.metrics import RunStatus
 from ownlet.server.publication import leave_publication, spent_by
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter
@@ -160,7 +161,12 @@ class FederatedRunResult:
 
 
 def run_federated(
-    config: FederatedRunConfig, folder: RunFolder, progress: Progress, board: Board | None = None
+    config: FederatedRunConfig,
+    folder: RunFolder,
+    progress: Progress,
+    board: Board | None = None,
+    *,
+    status: RunStatus | None = None,
 ) -> FederatedRunResult:
     """Run the rounds; leave checkpoint, metrics, their curves, adapter and summary in the run folder.
 
@@ -169,6 +175,7 @@ def run_federated(
         folder: of this run; an interrupted run is continued from its last round.
         progress: told of rounds.
         board: told of every round's row.
+        status: told of every round, and of the end.
 
     Returns:
         The result. An adapter that is below the base on held-out public users is not published.
@@ -221,6 +228,8 @@ def run_federated(
             return quality_now
 
         def on_round(result: RoundResult, vector: Vector) -> None:
+            if status is not None:
+                status.on_round(result, vector)
             if watched is not None:
                 errors[result.round] = watched.take()
             rows.append(_row(result, errors))
@@ -249,6 +258,8 @@ def run_federated(
             judge=judge,
             engine_of_rank=lambda rank: make_engine(config, model, low_rank_spec(spec, rank), start, folder.path),
         )
+    if status is not None:
+        status.finish(result.stopped)
     length = 1.0
     if config.federation.unit == "window":
         vector, length = best_length(model, spec, start, result.vector, fleet.validation)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from ownlet.shared.metrics import Metric
 from ownlet.shared.store import write_atomic
+from ownlet.shared.templates import page_template
 from ownlet.simulations import figures
 from ownlet.simulations.findings import ROW_NAMES, QualityRow, ReportData
-from ownlet.simulations.templates import page_template
 
 __all__ = ["quality_table", "write_report"]
 

@@ -43,7 +43,7 @@ def test_the_wheel_holds_every_module_and_nothing_beside_the_package(wheel_names
 
 
 def test_the_wheel_holds_the_files_that_modules_read(wheel_names: set[str]):
-    assert "ownlet/simulations/report.html.jinja" in wheel_names
+    assert {"ownlet/simulations/report.html.jinja", "ownlet/server/status.html.jinja"} <= wheel_names
     assert {f"ownlet/{folder}/py.typed" for folder in FOLDERS} <= wheel_names
     assert any(name.endswith("/LICENSE") for name in wheel_names)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ownlet.shared.store import write_atomic
+from ownlet.shared.templates import page_template
 from ownlet.simulations.audit import figures
 from ownlet.simulations.audit.conditions import sentence
 from ownlet.simulations.audit.fields import counted, number
 from ownlet.simulations.audit.report import AuditReport
-from ownlet.simulations.templates import page_template
 
 __all__ = ["METHODS", "VERDICTS", "write_page"]
 
