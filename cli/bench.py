@@ -68,7 +68,7 @@ def quality(
         )
         config = replace(config, federation=replace(config.federation, rounds=rounds))
         results = run_quality(config, out / "quality", progress, workers=workers or os.cpu_count() or 1)
-    console.print(Markdown(markdown(config, results)))
+    console.print(Markdown(markdown(config, results, intervals=False)))
     for path in write_quality(config, results, out):
         console.print(str(path), highlight=False, soft_wrap=True)
 

@@ -55,8 +55,9 @@ def write_quality(config: QualityConfig, results: tuple[DataResult, ...], out: P
     return paths
 
 
-def markdown(config: QualityConfig, results: tuple[DataResult, ...]) -> str:
-    """Return the table of NDCG@10 as Markdown, one part per data set."""
+def markdown(config: QualityConfig, results: tuple[DataResult, ...], *, intervals: bool = True) -> str:
+    """Return the table of NDCG@10 as Markdown, one part per data set; without intervals it is for a narrow terminal."""
+    told = "in brackets the gain over the base with its 95 % interval" if intervals else "with the gain over the base"
     columns = [epsilon_label(epsilon) for epsilon in config.epsilons]
     heads = ["no privacy" if label == "none" else f"ε = {label}" for label in columns]
     parts = []
@@ -64,7 +65,7 @@ def markdown(config: QualityConfig, results: tuple[DataResult, ...]) -> str:
         base = summarise(result.base)["ndcg@10"]
         lines = [
             f"**{result.data.name}**: NDCG@10 on {result.base.shape[1]:,} devices, mean of {len(result.base)} seeds; "
-            f"base {_interval(base)}. Cells: federated, in brackets the gain over the base with its 95 % interval.",
+            f"base {_interval(base)}. Cells: federated, {told}.",
             "",
             f"| method | {' | '.join(heads)} | kept at ε = 2 | personal | federated+personal | local-only | oracle |",
             f"|{'---|' * (len(heads) + 6)}",
@@ -74,7 +75,8 @@ def markdown(config: QualityConfig, results: tuple[DataResult, ...]) -> str:
             for epsilon in config.epsilons:
                 ranks = result.ranks(method, epsilon)["federated"]
                 gain = paired_difference(ranks, result.base)["ndcg@10"]
-                cells.append(f"{_number(summarise(ranks)['ndcg@10'].value)} ({_signed(gain)})")
+                value = _number(summarise(ranks)["ndcg@10"].value)
+                cells.append(f"{value} ({_signed(gain)})" if intervals else f"{value} {_plus(gain)}")
             kept = (
                 kept_share(result, method, 2.0) if 2.0 in config.epsilons and math.inf in config.epsilons else math.nan
             )
@@ -193,6 +195,10 @@ def _number(value: float) -> str:
 
 def _interval(metric: Metric) -> str:
     return f"{_number(metric.value)} ({_number(metric.low)} to {_number(metric.high)})"
+
+
+def _plus(metric: Metric) -> str:
+    return f"{metric.value:+.4f}".replace("0.", ".", 1)
 
 
 def _signed(metric: Metric) -> str:
