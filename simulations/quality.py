@@ -43,12 +43,14 @@ from ownlet.simulations.workers import Pool, worker_pool
 __all__ = [
     "STAGES",
     "DataResult",
+    "InThisProcess",
     "QualityTable",
     "activity_floor",
     "epsilon_label",
     "kept_share",
     "method_differences",
     "quality_table",
+    "run_parts",
     "run_quality",
 ]
 
@@ -105,12 +107,12 @@ def run_quality(config: QualityConfig, folder: Path, progress: Progress, *, work
     """
     for data in config.data:
         check_settings(config, data, folder)
-    with worker_pool(workers, progress) if workers > 1 else nullcontext(_Here(progress)) as pool:
+    with worker_pool(workers, progress) if workers > 1 else nullcontext(InThisProcess(progress)) as pool:
         every = [(data, seed) for data in config.data for seed in config.seeds]
-        _all(pool, progress, "bases", make_base, [(config, data, seed, folder) for data, seed in every])
-        _all(pool, progress, "rehearsal", make_rehearsal_base, [(config, data, folder) for data in config.data])
+        run_parts(pool, progress, "bases", make_base, [(config, data, seed, folder) for data, seed in every])
+        run_parts(pool, progress, "rehearsal", make_rehearsal_base, [(config, data, folder) for data in config.data])
         tuned = [(config, data, method, folder) for data in config.data for method in config.methods]
-        _all(pool, progress, "tuning", tune, tuned)
+        run_parts(pool, progress, "tuning", tune, tuned)
         rounds = [
             (config, data, method, epsilon, seed, folder)
             for data in config.data
@@ -118,13 +120,13 @@ def run_quality(config: QualityConfig, folder: Path, progress: Progress, *, work
             for method in config.methods
             for seed in config.seeds
         ]
-        _all(pool, progress, "federated runs", run_federated_part, rounds)
+        run_parts(pool, progress, "federated runs", run_federated_part, rounds)
         alone = [(config, data, method, seed, folder) for data, seed in every for method in config.methods]
-        _all(pool, progress, "without rounds", run_unfederated_part, alone)
+        run_parts(pool, progress, "without rounds", run_unfederated_part, alone)
         return tuple(_collect(config, data, folder, progress) for data in config.data)
 
 
-class _Here:
+class InThisProcess:
     """Runs parts in this process, one after the other."""
 
     def __init__(self, progress: Progress) -> None:
@@ -137,8 +139,12 @@ class _Here:
         return done
 
 
-def _all(
-    pool: Pool | _Here, progress: Progress, name: str, part: Callable[..., object], calls: Sequence[tuple[object, ...]]
+def run_parts(
+    pool: Pool | InThisProcess,
+    progress: Progress,
+    name: str,
+    part: Callable[..., object],
+    calls: Sequence[tuple[object, ...]],
 ) -> None:
     """Run a part with every set of arguments, in worker processes."""
     with progress.stage(name, len(calls)) as step:

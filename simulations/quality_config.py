@@ -62,10 +62,17 @@ class QualityData:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What is tuned: the local learning rate, and the bound C on a user's delta (unused without privacy)."""
+    """What is tuned.
+
+    Args:
+        learning_rate: of devices.
+        clip_norm: the bound C on a user's delta; unused without privacy.
+        server_learning_rate: of the server's optimiser; None is the federation's.
+    """
 
     learning_rate: float
     clip_norm: float
+    server_learning_rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,7 @@ class QualityConfig:
             noise_multiplier=0.0,
             cohort_rate=data.cohort_rate,
             clip_norm=choice.clip_norm,
+            server_learning_rate=choice.server_learning_rate or self.federation.server_learning_rate,
             plan=replace(self.federation.plan, learning_rate=choice.learning_rate),
             seed=seed,
         )

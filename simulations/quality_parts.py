@@ -34,10 +34,14 @@ from ownlet.simulations.store import EventStore
 __all__ = [
     "Federated",
     "Unfederated",
+    "base_path",
     "base_ranks",
+    "load_arrays",
     "make_base",
     "run_federated_part",
     "run_unfederated_part",
+    "save_arrays",
+    "test_cases",
 ]
 
 Ranks = NDArray[np.int64]
@@ -75,16 +79,16 @@ class Federated:
 
 def make_base(config: QualityConfig, data: QualityData, seed: int, folder: Path, progress: Progress) -> None:
     """Train a base, and rank the devices' last events by it."""
-    path, recipe = _base_path(folder, data, seed), replace(data.recipe, seed=seed)
+    path, recipe = base_path(folder, data, seed), replace(data.recipe, seed=seed)
     model = pretrain_once(path, f"{data.name}, seed {seed}: base", setting_of(data), config.model, recipe, progress)
     ranks = path.with_suffix(".npz")
     if not ranks.exists():
-        _save(ranks, base=model_ranks(model, _test(data)))
+        save_arrays(ranks, base=model_ranks(model, test_cases(data)))
 
 
 def base_ranks(data: QualityData, seed: int, folder: Path) -> Ranks:
     """Return the base's ranks, (tested,)."""
-    return _load(_base_path(folder, data, seed).with_suffix(".npz"))["base"]
+    return load_arrays(base_path(folder, data, seed).with_suffix(".npz"))["base"]
 
 
 def run_federated_part(
@@ -100,13 +104,13 @@ def run_federated_part(
     path = folder / data.name / f"{method}-eps{epsilon:g}-{seed}.npz"
     if not path.exists():
         choice = tune(config, data, method, folder, progress).choice(epsilon)
-        setting, test, devices = setting_of(data), _test(data), tested_devices(data)
-        ready = started(config, _base_path(folder, data, seed), setting, method, seed, progress)
+        setting, test, devices = setting_of(data), test_cases(data), tested_devices(data)
+        ready = started(config, base_path(folder, data, seed), setting, method, seed, progress)
         model, spec, validation = ready.model, ready.spec, setting.validation
         name = f"{data.name}, seed {seed}, {method}, " + ("no privacy" if math.isinf(epsilon) else f"ε = {epsilon:g}")
         result = run_rounds(name, ready, setting, config.rounds(data, method, epsilon, choice, seed), progress)
         own = train_each(ready, setting, devices, config.personal, config, seed, result.vector)
-        _save(
+        save_arrays(
             path,
             federated=model_ranks(model, test, spec=spec, vectors=result.vector),
             personal=model_ranks(model, test, spec=spec, vectors=own),
@@ -115,7 +119,7 @@ def run_federated_part(
             epsilon=np.array([result.epsilon]),
             delta_bytes=np.array([4 * spec.num_trainable]),
         )
-    found = _load(path)
+    found = load_arrays(path)
     return Federated(
         federated=found["federated"],
         personal=found["personal"],
@@ -133,8 +137,8 @@ def run_unfederated_part(
     path = folder / data.name / f"{method}-alone-{seed}.npz"
     if not path.exists():
         rate = tune(config, data, method, folder, progress).local_rate
-        setting, test, devices = setting_of(data), _test(data), tested_devices(data)
-        ready = started(config, _base_path(folder, data, seed), setting, method, seed, progress)
+        setting, test, devices = setting_of(data), test_cases(data), tested_devices(data)
+        ready = started(config, base_path(folder, data, seed), setting, method, seed, progress)
         model, spec, start = ready.model, ready.spec, ready.start
         windows = EventStore.of(setting.devices).all_windows(config.federation.windows).windows
         with progress.stage(f"{data.name}, seed {seed}, {method}: oracle", config.centralised.max_epochs) as step:
@@ -153,25 +157,29 @@ def run_unfederated_part(
             "local_only": train_each(ready, setting, devices, local_plan(config, data, rate), config, seed),
             "centralised": oracle,
         }
-        _save(path, **{name: model_ranks(model, test, spec=spec, vectors=own) for name, own in ranks.items()})
-    return Unfederated(**_load(path))
+        save_arrays(path, **{name: model_ranks(model, test, spec=spec, vectors=own) for name, own in ranks.items()})
+    return Unfederated(**load_arrays(path))
 
 
-def _test(data: QualityData) -> Cases:
+def test_cases(data: QualityData) -> Cases:
+    """Return the questions that results are measured by."""
     test, devices = setting_of(data).test, tested_devices(data)
     return Cases(histories=tuple(test.histories[device] for device in devices), targets=test.targets[devices])
 
 
-def _base_path(folder: Path, data: QualityData, seed: int) -> Path:
+def base_path(folder: Path, data: QualityData, seed: int) -> Path:
+    """Return where a seed's base lies."""
     return folder / data.name / f"base-{seed}.pt"
 
 
-def _save(path: Path, **arrays: NDArray[Any]) -> None:
+def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write a part's file, atomically."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what ``save_arrays`` wrote."""
     with np.load(path) as found:
         return {name: found[name] for name in found.files}

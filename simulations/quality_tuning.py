@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.device.train import Engine
+from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig, MethodName, Plan
@@ -41,6 +43,7 @@ from ownlet.simulations.start import start_adapter
 from ownlet.simulations.store import EventStore
 
 __all__ = [
+    "Rehearsal",
     "Started",
     "Tuned",
     "best_on_grid",
@@ -99,16 +102,38 @@ def started(
 
 
 def run_rounds(
-    name: str, ready: Started, setting: Setting, federation: FederationConfig, progress: Progress
+    name: str,
+    ready: Started,
+    setting: Setting,
+    federation: FederationConfig,
+    progress: Progress,
+    *,
+    engine: Engine | None = None,
+    on_round: Callable[[], None] = lambda: None,
 ) -> FederationResult:
-    """Federate over a setting's devices."""
+    """Federate over a setting's devices.
+
+    Args:
+        name: of the stage.
+        ready: base, spec and start.
+        setting: with the devices.
+        federation: the rounds.
+        progress: told of rounds.
+        engine: trains the users; by default the cohort engine.
+        on_round: called after every round.
+    """
+
+    def step_on(result: RoundResult, vector: Vector) -> None:
+        on_round()
+        step("")
+
     with progress.stage(name, federation.rounds) as step:
         return simulate(
-            CohortEngine(ready.model, ready.spec),
+            engine or CohortEngine(ready.model, ready.spec),
             EventStore.of(setting.devices),
             ready.start,
             federation,
-            on_round=lambda result, vector: step(""),
+            on_round=step_on,
         )
 
 
@@ -142,7 +167,7 @@ def tune(config: QualityConfig, data: QualityData, method: MethodName, folder: P
     """Return what is best in the rehearsal; runs that are on file are not run again."""
     path = folder / data.name / f"{method}-tuning.json"
     found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-    rehearse = _Rehearsal(config, data, method, folder, progress)
+    rehearse = Rehearsal(config, data, method, folder, progress)
 
     def quality(kind: str, value: float, epsilon: float = math.inf, rate: float = 0.0) -> float:
         key = f"{kind} {value:g}" + ("" if math.isinf(epsilon) else f" at epsilon {epsilon:g} and rate {rate:g}")
@@ -179,7 +204,7 @@ def best_on_grid(grid: Sequence[float], quality: Callable[[float], float]) -> fl
     return best
 
 
-class _Rehearsal:
+class Rehearsal:
     """Runs of one method in the rehearsal; loaded when first needed."""
 
     def __init__(
