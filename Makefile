@@ -10,10 +10,10 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-ab lint typecheck check lock clean
+.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-stragglers bench-ab lint typecheck check lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## set up .venv with the locked versions; does nothing when it is current
 
@@ -75,6 +75,9 @@ bench-wire: install  ## bytes of a user and round, and quality, by the form of d
 
 bench-ab: install  ## false alarms and power of the sequential test on private reports; a table on the terminal
 	$(BIN)/python -m ownlet.simulations.benchmarks.ab_test
+
+bench-stragglers: install  ## hours to a quality with slow devices, by strategy; writes bench/stragglers.json, .png, .csv
+	$(BIN)/python -m ownlet.simulations.benchmarks.stragglers $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .
