@@ -25,6 +25,7 @@ import argparse
 import csv
 import io
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/stragglers.json"))
     options = parser.parse_args(arguments)
     console = Console()
+    logging.getLogger("ownlet").setLevel(logging.ERROR)  # late replies are what this is about
     (task,) = load_tasks(DataConfig(path=options.data), options.base[:1], 1, AdapterConfig())
     num_users = len(task.setting.devices)
     seconds = read_trace(options.trace) if options.trace else made_trace(num_users, task.seed)
