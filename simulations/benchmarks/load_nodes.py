@@ -145,6 +145,7 @@ def serve_nodes(connection: socket.socket, num_nodes: int, deltas: list[Vector])
         while (data := _read(file)) is not None:
             if data[:1] == b"P":
                 message = message_from_proto(MessageProto.FromString(data[1:]))
+                message.content.pop("adapter", None)  # read, and not kept until the reply is asked for
                 requests[message.metadata.message_id] = message
                 continue
             for message_id in json.loads(data[1:]):

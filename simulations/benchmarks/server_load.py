@@ -13,6 +13,8 @@ The server has one core's worth of Python; the process of the devices needs the 
 waited for, so the figure is what both reach together. ``updates_per_cpu_second`` counts the server's own CPU time only.
 Memory is the resident size of the server's process: ``rss_bytes_start`` after the first round, when everything that is
 allocated once has been, ``rss_bytes_end`` after the last. The first round is warm-up and is in neither count nor time.
+Memory does not depend on updates. It does on rounds, a little: the accountant keeps the last eight distributions of the
+privacy loss, some megabytes each, which are wider the more rounds they are of. Hence few, large rounds.
 
 ``python -m ownlet.simulations.benchmarks.server_load`` prints both and writes ``bench/server.json``.
 """
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--updates", type=int, default=100_000)
-    parser.add_argument("--devices", type=int, default=2_000, help="nodes, of which each sends one update a round")
+    parser.add_argument("--devices", type=int, default=10_000, help="nodes, of which each sends one update a round")
     parser.add_argument("--numbers", type=int, default=7168, help="in a delta; 7168 is rank 8 on the default base")
     parser.add_argument("--out", type=Path, default=Path("bench/server.json"))
     options = parser.parse_args(arguments)
