@@ -86,6 +86,11 @@ def serve(
         Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"],
         typer.Option(help="How the base is adapted."),
     ] = "lora-frozen-a",
+    status_port: Annotated[
+        int | None,
+        typer.Option(help="Serve a status page and Prometheus metrics on this port, here only; 0: a free one."),
+    ] = None,
+    registry: Annotated[Path | None, typer.Option(help="Registry to show on the status page, too.")] = None,
     simulated: Annotated[
         bool,
         typer.Option(
@@ -125,6 +130,8 @@ def serve(
         min_nodes=min_nodes,
         wait_seconds=wait_seconds,
         simulated=simulated,
+        status_port=status_port,
+        registry=registry,
     )
     typer.echo(
         f"{deployment.num_users} users on {deployment.num_nodes} nodes; a round waits for {deployment.min_nodes} of "

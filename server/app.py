@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context
@@ -33,6 +34,7 @@ class ServerSetup:
         judge: looks at adapters on held-out public users.
         presence: which nodes a round waits for.
         on_result: called at the end.
+        meanwhile: entered before the first round, left after ``on_result`` or where the run fails.
     """
 
     config: FederationConfig
@@ -45,6 +47,7 @@ class ServerSetup:
     judge: Judge | None = None
     presence: Presence | None = None
     on_result: Callable[[FederationResult], None] | None = None
+    meanwhile: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 def make_server_app(load_setup: Callable[[Context], ServerSetup]) -> ServerApp:
@@ -58,19 +61,20 @@ def make_server_app(load_setup: Callable[[Context], ServerSetup]) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         setup = load_setup(context)
-        result = run_rounds(
-            grid,
-            setup.config,
-            setup.spec,
-            setup.vector,
-            setup.num_users,
-            checkpoint=setup.checkpoint,
-            resume=setup.resume,
-            on_round=setup.on_round,
-            judge=setup.judge,
-            presence=setup.presence,
-        )
-        if setup.on_result is not None:
-            setup.on_result(result)
+        with setup.meanwhile:
+            result = run_rounds(
+                grid,
+                setup.config,
+                setup.spec,
+                setup.vector,
+                setup.num_users,
+                checkpoint=setup.checkpoint,
+                resume=setup.resume,
+                on_round=setup.on_round,
+                judge=setup.judge,
+                presence=setup.presence,
+            )
+            if setup.on_result is not None:
+                setup.on_result(result)
 
     return app

@@ -1,58 +1,48 @@
-"""A deployed run on the server: its folder, its settings, and the ServerApp that reads them.
+"""A deployed run on the server: its folder and its settings.
 
     serve.json              what was asked for; a later start must ask for the same
     start.safetensors       the adapter of the start
     checkpoint.safetensors  the run after its last whole round, and beside it which round has begun
     rounds.json             a record of every round
     adapter.safetensors     the outcome, once the run has ended
+    publication.json        what the registry needs to know of it, where public users judged it
     serve.log               what the ServerApp tells, which ``ownlet serve`` shows
     flower/                 SuperLink's database and log, and the app that is submitted
 
-SuperLink starts the ServerApp in a process of its own, which finds the folder in an environment variable: nothing of it
-travels to the nodes.
+SuperLink starts the ServerApp (``server/deployed_app.py``) in a process of its own, which finds the folder in an
+environment variable: nothing of it travels to the nodes.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import logging
-import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from flwr.app import Context
-from flwr.serverapp import ServerApp
-
-from ownlet.server.app import ServerSetup, make_server_app
-from ownlet.server.checkpoint import RoundResult
-from ownlet.server.early_stop import Judge
 from ownlet.server.nodes import Presence
-from ownlet.server.rounds import FederationResult
-from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter, save_adapter
+from ownlet.server.published import ADAPTER_FILE
+from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError, StateBusyError, require
 from ownlet.shared.store import write_atomic
 
 __all__ = [
+    "LOCK_SECONDS",
     "STATE_VARIABLE",
     "Deployment",
-    "Judging",
-    "LoadJudging",
     "ServeFolder",
     "hold",
-    "make_deployed_app",
     "public_config",
 ]
 
 STATE_VARIABLE = "OWNLET_SERVE_STATE"
 
-_LOCK_SECONDS = 90.0  # SuperLink's old ServerApp may need as long to see that its SuperLink is gone
-
-_log = logging.getLogger("ownlet.server.deployment")
+LOCK_SECONDS = 90.0
+"""SuperLink's old ServerApp may need as long to see that its SuperLink is gone."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,12 @@ class ServeFolder:
     @property
     def adapter(self) -> Path:
         """The outcome."""
-        return self.root / "adapter.safetensors"
+        return self.root / ADAPTER_FILE
+
+    @property
+    def run_lock(self) -> Path:
+        """Held by the process that runs the rounds."""
+        return self.root / "run.lock"
 
     @property
     def log(self) -> Path:
@@ -113,6 +108,8 @@ class Deployment:
         min_nodes: how many nodes must be connected for a round to begin.
         wait_seconds: how long to wait for them.
         judging: what held-out public users are judged with, as ``simulations/judging.py`` reads it, or None.
+        status_port: of this machine, for status page and metrics; 0 takes a free one, None serves neither.
+        registry: a registry's folder, to show on that page.
     """
 
     config: FederationConfig
@@ -121,15 +118,26 @@ class Deployment:
     min_nodes: int = 1
     wait_seconds: float = 600.0
     judging: Mapping[str, Any] | None = field(default=None)
+    status_port: int | None = None
+    registry: Path | None = None
 
     def __post_init__(self) -> None:
         require(self.num_users >= 1, "num_users must be at least 1", num_users=self.num_users)
-        require(self.num_nodes >= 1, "nodes must be at least 1", nodes=self.num_nodes)
         require(not self.config.ranks, "ranks must not differ in a deployed run", ranks=self.config.ranks)
         require(
             self.config.patience == 0 or self.judging is not None,
             "judging data must be given where a run has patience",
             patience=self.config.patience,
+        )
+        secure = self.config.secure.enabled
+        least = 3 if secure else 1  # of two, each knows the other's part from the sum
+        hidden = " under secure aggregation" if secure else ""
+        require(self.num_nodes >= least, f"nodes must be at least {least}{hidden}", nodes=self.num_nodes)
+        require(self.min_nodes >= least, f"min_nodes must be at least {least}{hidden}", min_nodes=self.min_nodes)
+        require(
+            self.status_port is not None or self.registry is None,
+            "registry must go with a status port",
+            registry=self.registry,
         )
         Presence(min_nodes=self.min_nodes, num_partitions=self.num_nodes)
 
@@ -146,7 +154,8 @@ class Deployment:
         """
         try:
             values = json.loads(path.read_text())
-            return cls(**{**values, "config": FederationConfig.from_plain(values["config"])})
+            registry = None if values["registry"] is None else Path(values["registry"])
+            return cls(**{**values, "config": FederationConfig.from_plain(values["config"]), "registry": registry})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FederationError(f"settings of a deployed run must be readable, got {path}: {error}") from error
 
@@ -159,90 +168,6 @@ def public_config(deployment: Deployment, spec: AdapterSpec) -> dict[str, str | 
         "windows.window-length": windows.window_length,
         "windows.context-length": windows.context_length,
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judging:
-    """Looks at adapters on held-out public users.
-
-    Args:
-        judge: after a round; see ``early_stop.Judge``.
-        publishable: whether an adapter is no worse than the base.
-    """
-
-    judge: Judge
-    publishable: Callable[[Vector], bool]
-
-
-LoadJudging = Callable[[Mapping[str, Any], FederationConfig], Judging]
-
-
-def make_deployed_app(load_judging: LoadJudging) -> ServerApp:
-    """Return the ServerApp of a deployed run.
-
-    Args:
-        load_judging: makes the judging of a deployment that asks for it.
-    """
-
-    def load_setup(context: Context) -> ServerSetup:
-        folder = ServeFolder(Path(os.environ[STATE_VARIABLE]))
-        _tell_into(folder.log)
-        _held.append(hold(folder.root / "run.lock", _LOCK_SECONDS))  # for as long as this process lives
-        return setup_of(folder, load_judging)
-
-    return make_server_app(load_setup)
-
-
-def setup_of(folder: ServeFolder, load_judging: LoadJudging) -> ServerSetup:
-    """Return what the run in a folder needs.
-
-    Args:
-        folder: with settings and the adapter of the start.
-        load_judging: makes the judging, where it is asked for.
-    """
-    deployment = Deployment.load(folder.settings)
-    spec, vector, first_version = load_adapter(folder.start)
-    config = deployment.config
-    judging = None if deployment.judging is None else load_judging(deployment.judging, config)
-    if folder.checkpoint.exists():
-        _log.info("going on from %s", folder.checkpoint)
-
-    def on_round(result: RoundResult, _: Vector) -> None:
-        _log.info(_in_words(result, config))
-
-    def on_result(result: FederationResult) -> None:
-        write_rounds(folder.rounds, result.rounds)
-        if result.stopped:
-            _log.info("stopped: %s", result.stopped)
-        if judging is not None and not judging.publishable(result.vector):
-            _log.info("not published: the adapter is below the base on held-out public users")
-            return
-        save_adapter(folder.adapter, spec, result.vector, version=first_version + result.version)
-        told = "" if judging is not None else ", not judged on public users"
-        _log.info("adapter version %d in %s%s", first_version + result.version, folder.adapter, told)
-
-    return ServerSetup(
-        config=config,
-        spec=spec,
-        vector=vector,
-        num_users=deployment.num_users,
-        checkpoint=folder.checkpoint,
-        resume=True,
-        on_round=on_round,
-        judge=None if judging is None else judging.judge,
-        presence=Presence(
-            min_nodes=deployment.min_nodes,
-            num_partitions=deployment.num_nodes,
-            wait_seconds=deployment.wait_seconds,
-        ),
-        on_result=on_result,
-    )
-
-
-def write_rounds(path: Path, rounds: tuple[RoundResult, ...]) -> None:
-    """Write the records of rounds as JSON."""
-    plain = [asdict(replace(record, clip_norm=min(record.clip_norm, 1e308))) for record in rounds]
-    write_atomic(path, json.dumps(plain, indent=1).encode())
 
 
 def hold(path: Path, wait_seconds: float) -> IO[bytes]:
@@ -262,31 +187,3 @@ def hold(path: Path, wait_seconds: float) -> IO[bytes]:
                 file.close()
                 raise StateBusyError(f"one server at a time must use {path.parent}, got another that runs") from None
             time.sleep(min(0.5, wait_seconds))
-
-
-_held: list[IO[bytes]] = []
-
-
-def _tell_into(path: Path) -> None:
-    """Let everything that ownlet logs in this process go into a file."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("ownlet")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-
-
-def _in_words(result: RoundResult, config: FederationConfig) -> str:
-    parts = [
-        f"round {result.round} of {config.rounds}: asked {result.num_asked} users on {result.num_nodes} nodes",
-        f"admitted {result.num_admitted} replies",
-    ]
-    if result.rejected or result.num_missing:
-        parts.append(f"rejected {len(result.rejected)}, missing {result.num_missing}")
-    if result.void:
-        parts.append("void")
-    if config.unit != "none":
-        parts.append(f"epsilon {result.epsilon:.3f}")
-    if result.quality is not None:
-        parts.append(f"NDCG@10 on public users {result.quality:.4f}")
-    return ", ".join([*parts, f"{result.seconds:.1f} s"])

@@ -16,7 +16,8 @@ import httpx
 
 from ownlet.server.certificates import CA_FILE, SERVER_CERT_FILE, SERVER_KEY_FILE
 from ownlet.server.control import Control, RunStatus, public_key_bytes, wait_until_healthy
-from ownlet.server.deployment import STATE_VARIABLE, ServeFolder, hold
+from ownlet.server.deployment import LOCK_SECONDS, STATE_VARIABLE, Deployment, ServeFolder, hold
+from ownlet.server.status import STATUS_HOST
 from ownlet.shared.errors import ConfigError, FederationError, require
 from ownlet.shared.flower_process import end_flower, new_lines, require_free, start_flower
 
@@ -81,10 +82,12 @@ def serve(folder: ServeFolder, link: Link, tell: Tell) -> None:
         tell: told every line of progress.
 
     Raises:
+        ConfigError: the status port is taken.
         StateBusyError: another server runs in this folder.
         FederationError: SuperLink does not start or ends, or the run fails; start again to go on.
     """
     with hold(folder.root / "serve.lock", 0.0):
+        require_status_port(folder, link.port)
         superlink = _start_superlink(folder, link)
         try:
             wait_until_healthy(link.address, link.certs / CA_FILE, _START_SECONDS, is_alive=_is_alive(superlink))
@@ -106,6 +109,24 @@ def serve(folder: ServeFolder, link: Link, tell: Tell) -> None:
         raise FederationError(
             f"run must complete, got {status.sub_status}: {status.details or 'see ' + str(folder.log)}"
         )
+
+
+def require_status_port(folder: ServeFolder, link_port: int) -> None:
+    """Make sure that the port of status page and metrics can be had, before anything is started.
+
+    Args:
+        folder: of the run; the process that ran its rounds before, if it has not ended yet, is waited for.
+        link_port: that SuperLink is going to take.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    port = Deployment.load(folder.settings).status_port
+    if not port:  # none is wanted, or any free one
+        return
+    require(port != link_port, "status port must be another one than --port", status_port=port)
+    with hold(folder.run_lock, LOCK_SECONDS):
+        require_free(STATUS_HOST, port, what="status port")
 
 
 def _start_superlink(folder: ServeFolder, link: Link) -> subprocess.Popen[bytes]:

@@ -6,7 +6,8 @@
 
 ``/`` is a page that needs no network, ``/metrics`` is for Prometheus; everything else is not found. It listens on the
 loopback address unless told otherwise: whoever can reach it can read it, and there is nothing that it can be told.
-``ownlet simulate --status-port`` uses it; another process that runs rounds needs these lines only.
+``ownlet simulate`` and ``ownlet serve`` use it (``--status-port``); another process that runs rounds needs these lines
+only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from ownlet.server.rollout import Rollout
 from ownlet.shared.errors import ConfigError, OwnletError
 from ownlet.shared.templates import page_template
 
-__all__ = ["Chart", "chart_of", "serve_status", "status_page"]
+__all__ = ["STATUS_HOST", "Chart", "chart_of", "serve_status", "status_page"]
+
+STATUS_HOST = "127.0.0.1"
+"""Whoever can reach page and metrics can read them."""
 
 _WIDTH, _HEIGHT = 320.0, 110.0
 _HEADERS = {
@@ -101,7 +105,7 @@ def status_page(now: Snapshot, registry: Rollout | str | None) -> str:
 
 @contextmanager
 def serve_status(
-    status: RunStatus, *, port: int, host: str = "127.0.0.1", registry: Path | None = None
+    status: RunStatus, *, port: int, host: str = STATUS_HOST, registry: Path | None = None
 ) -> Iterator[str]:
     """Serve page and metrics from a thread for as long as the context lasts.
 

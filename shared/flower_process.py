@@ -75,13 +75,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def require_free(host: str, port: int, wait_seconds: float = 0.0) -> None:
+def require_free(host: str, port: int, wait_seconds: float = 0.0, what: str = "host and port") -> None:
     """Make sure that a port can be listened on.
 
     Args:
         host: an address of this machine.
         port: on it.
         wait_seconds: how long to wait until it can.
+        what: it is called in the error.
 
     Raises:
         ConfigError: another program listens there, or the address is not this machine's.
@@ -97,7 +98,7 @@ def require_free(host: str, port: int, wait_seconds: float = 0.0) -> None:
             except (OSError, OverflowError) as error:
                 reason = str(error)
         if time.monotonic() >= deadline:
-            raise ConfigError(f"host and port must be free on this machine, got {host}:{port}: {reason}")
+            raise ConfigError(f"{what} must be free on this machine, got {host}:{port}: {reason}")
         time.sleep(_WATCH_SECONDS)
 
 

@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 
 from ownlet.shared.errors import require
 
-__all__ = ["Metric", "average", "hr", "mrr", "ndcg", "paired_difference", "ranks", "summarise", "top_k"]
+__all__ = [
+    "Metric",
+    "PublicQuality",
+    "average",
+    "hr",
+    "mrr",
+    "ndcg",
+    "paired_difference",
+    "ranks",
+    "summarise",
+    "top_k",
+]
 
 Ranks = NDArray[np.int64]
 PerUser = NDArray[np.float64]
@@ -203,6 +214,19 @@ def paired_difference(ranks_a: Ranks, ranks_b: Ranks, k: int = 10, seed: int = 0
         f"{name}@{k}": _bootstrap(metric(a + 1, k) - metric(b + 1, k), counts, seed)
         for name, metric in _METRICS.items()
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicQuality:
+    """NDCG@10 on held-out public users, of the base alone and with an adapter."""
+
+    base: float
+    adapter: float
+
+    @property
+    def publishable(self) -> bool:
+        """Whether the adapter is at least as good as the base: one below it is never published."""
+        return self.adapter >= self.base
 
 
 def _check(ranks: Ranks, k: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from flwr.serverapp import ServerApp
 
-from ownlet.server.deployment import Judging, make_deployed_app
+from ownlet.server.deployed_app import Judging, make_deployed_app
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
+from ownlet.shared.metrics import PublicQuality
 from ownlet.simulations.setting import DataConfig
 
 __all__ = ["JudgingConfig", "load_judging", "server_app"]
@@ -59,7 +60,7 @@ def load_judging(values: Mapping[str, Any], config: FederationConfig) -> Judging
     """
     from ownlet.shared.adapter import AdapterSpec  # torch and data frames: only where something is judged
     from ownlet.shared.lora import attach_spec
-    from ownlet.simulations.evaluate import is_publishable, mean_ndcg
+    from ownlet.simulations.evaluate import mean_ndcg, public_quality
     from ownlet.simulations.fleet import fleet_of_data
     from ownlet.simulations.pretrain import load_base
 
@@ -73,10 +74,10 @@ def load_judging(values: Mapping[str, Any], config: FederationConfig) -> Judging
             return None
         return mean_ndcg(model, validation, spec=spec, vector=vector)
 
-    def publishable(vector: Vector) -> bool:
-        return is_publishable(model, spec, vector, validation)
+    def quality(vector: Vector) -> PublicQuality:
+        return public_quality(model, spec, vector, validation)
 
-    return Judging(judge=judge, publishable=publishable)
+    return Judging(judge=judge, quality=quality)
 
 
 def server_app() -> ServerApp:

@@ -15,14 +15,13 @@ from ownlet.shared.context import pad_context
 from ownlet.shared.errors import require
 from ownlet.shared.interactions import History, pad_histories
 from ownlet.shared.lora import applied
-from ownlet.shared.metrics import ndcg, ranks, top_k
+from ownlet.shared.metrics import PublicQuality, ndcg, ranks, top_k
 from ownlet.shared.recommender import Recommender, last_scores, module_of
 from ownlet.simulations.baselines import Scorer
 
 __all__ = [
     "Answers",
     "Cases",
-    "PublicQuality",
     "all_positions",
     "first_event_cases",
     "is_publishable",
@@ -203,19 +202,6 @@ def mean_ndcg(
 ) -> float:
     """Return the mean NDCG@10 over cases, of the base or of an adapter (P,) on it."""
     return float(ndcg(model_ranks(model, cases, spec=spec, vectors=vector), 10).mean())
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublicQuality:
-    """NDCG@10 on held-out public users, of the base alone and with an adapter."""
-
-    base: float
-    adapter: float
-
-    @property
-    def publishable(self) -> bool:
-        """Whether the adapter is at least as good as the base: one below it is never published."""
-        return self.adapter >= self.base
 
 
 def public_quality(model: Recommender, spec: AdapterSpec, vector: NDArray[np.float32], public: Cases) -> PublicQuality:

@@ -32,6 +32,8 @@ def prepare_server(
     min_nodes: int | None,
     wait_seconds: float,
     simulated: bool,
+    status_port: int | None = None,
+    registry: Path | None = None,
 ) -> Deployment:
     """Write what the server's processes read; in a folder with a run, check that it is the same one.
 
@@ -43,6 +45,8 @@ def prepare_server(
         min_nodes: how many nodes a round waits for; by default the quorum of all.
         wait_seconds: how long.
         simulated: whether the run may have a seed.
+        status_port: of status page and metrics; None serves neither.
+        registry: to show on that page.
 
     Raises:
         ConfigError: something is missing or does not fit, or the folder is of another run.
@@ -53,6 +57,8 @@ def prepare_server(
         "seed must be none without --simulated: who knows it can take the noise away again",
         seed=federation.seed,
     )
+    secure = federation.secure.enabled
+    require(not (secure and bundle), "secure aggregation must go with a base: one device takes no part", bundle=bundle)
     spec, vector, version = _start_of_bundle(bundle, federation) if bundle is not None else _start(config)
     judging = None
     if bundle is None and (config.data.path is not None or simulated):
@@ -67,9 +73,11 @@ def prepare_server(
         config=federation,
         num_users=num_users,
         num_nodes=config.num_nodes,
-        min_nodes=min_nodes or max(1, round(federation.quorum * config.num_nodes)),
+        min_nodes=min_nodes or max(3 if secure else 1, round(federation.quorum * config.num_nodes)),
         wait_seconds=wait_seconds,
         judging=judging,
+        status_port=status_port,
+        registry=None if registry is None else registry.resolve(),
     )
     folder.root.mkdir(parents=True, exist_ok=True)
     if folder.start.exists():

@@ -26,14 +26,14 @@ from ownlet.shared.delta import delta_of
 from ownlet.shared.errors import require
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.methods import rounds_for
-from ownlet.shared.metrics import ndcg
+from ownlet.shared.metrics import PublicQuality, ndcg
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.windows import WindowStack
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
-from ownlet.simulations.evaluate import Cases, PublicQuality, model_ranks, public_quality, scorer_ranks
+from ownlet.simulations.evaluate import Cases, model_ranks, public_quality, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress

@@ -1,30 +1,43 @@
 """The pieces of ``ownlet serve`` that need no SuperLink: what it checks, writes and submits."""
 
 import socket
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
+from flwr.clientapp import ClientApp
 from flwr.common.config import get_fused_config_from_fab
 from flwr.supercore.run import Run
 
+from ownlet.server.app import make_server_app
 from ownlet.server.certificates import SERVER_CERT_FILE, make_certificates
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.control import public_key_bytes, wait_until_healthy
-from ownlet.server.deployment import Deployment, Judging, ServeFolder, hold, public_config, setup_of
+from ownlet.server.deployed_app import Judging, setup_of
+from ownlet.server.deployment import Deployment, ServeFolder, hold, public_config
+from ownlet.server.publication import PUBLICATION_FILE, read_publication
+from ownlet.server.published import SpentOnce
+from ownlet.server.registry import Registry
 from ownlet.server.rounds import FederationResult
-from ownlet.server.serve import Link
+from ownlet.server.serve import Link, require_status_port
 from ownlet.server.shim_app import write_shim_app
 from ownlet.shared.adapter import AdapterSpec, LayerShape, load_adapter, save_adapter
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.errors import ConfigError, FederationError, StateBusyError
+from ownlet.shared.errors import ConfigError, DataError, FederationError, StateBusyError
 from ownlet.shared.flower_process import free_port
+from ownlet.shared.metrics import PublicQuality
+from ownlet.shared.privacy import event_to_json, user_level_event
+from ownlet.shared.secure_config import SecureConfig
+from ownlet.simulations.grid import InProcessGrid, node_context
 
 SPEC = AdapterSpec(
     layers=(LayerShape(name="layer", in_features=3, out_features=4),), rank=2, alpha=2.0, base_hash="b" * 64
 )
+SECURE = FederationConfig(secure=SecureConfig(enabled=True), noise_multiplier=1.0)
 START = np.linspace(-1, 1, SPEC.size, dtype=np.float32)
 
 
@@ -95,8 +108,9 @@ def test_the_app_that_is_submitted_is_small_valid_and_carries_the_public_configu
 
 def test_a_deployment_comes_back_from_its_file(tmp_path: Path):
     deployment = Deployment(
-        config=FederationConfig(clip_norm=0.2, rounds=7), num_users=9, num_nodes=3, min_nodes=2, judging={"a": 1}
-    )
+        config=FederationConfig(clip_norm=0.2, rounds=7), num_users=9, num_nodes=3, min_nodes=2, judging={"a": 1},
+        status_port=0, registry=tmp_path,
+    )  # fmt: skip
     deployment.save(tmp_path / "serve.json")
     assert Deployment.load(tmp_path / "serve.json") == deployment
     (tmp_path / "serve.json").write_text("{}")
@@ -109,6 +123,9 @@ def test_a_deployment_comes_back_from_its_file(tmp_path: Path):
     [
         ({"min_nodes": 4}, "min_nodes must be from 1 to 3"),
         ({"num_users": 0}, "num_users must be at least 1"),
+        ({"registry": Path("registry")}, "registry must go with a status port"),
+        ({"config": SECURE, "num_nodes": 2}, "nodes must be at least 3 under secure aggregation"),
+        ({"config": SECURE, "min_nodes": 2}, "min_nodes must be at least 3 under secure aggregation"),
         ({"config": FederationConfig(ranks=(4, 2))}, "ranks must not differ"),
         ({"config": FederationConfig(patience=2)}, "judging data must be given"),
     ],
@@ -133,14 +150,88 @@ def test_the_outcome_is_written_with_a_version_above_that_of_the_start(tmp_path:
     assert '"admitted": [\n   0,\n   2\n  ]' in folder.rounds.read_text()
 
 
-def test_an_adapter_below_the_base_is_not_published(tmp_path: Path):
-    folder = folder_of(tmp_path, Deployment(config=FederationConfig(), num_users=9, num_nodes=3, judging={"x": 1}))
-    worse = Judging(judge=lambda number, vector: 0.0, publishable=lambda vector: False)
-    setup = setup_of(folder, lambda values, config: worse)
-    assert setup.judge is worse.judge
+def judged(base: float, adapter: float) -> Judging:
+    return Judging(judge=lambda number, vector: 0.0, quality=lambda vector: PublicQuality(base=base, adapter=adapter))
+
+
+JUDGED = Deployment(config=FederationConfig(), num_users=9, num_nodes=3, judging={"x": 1})
+RESULT = FederationResult(
+    vector=START, version=2, rounds=(), epsilon=1.0, stopped=None, event=event_to_json(user_level_event(0.2, 1.0, 2))
+)
+
+
+def finished(folder: ServeFolder, judging: Judging) -> None:
+    setup = setup_of(folder, lambda values, config: judging)
+    assert setup.judge is judging.judge
     assert setup.on_result is not None
-    setup.on_result(FederationResult(vector=START, version=2, rounds=(), epsilon=1.0, stopped=None, event=NOTHING))
+    setup.on_result(RESULT)
+
+
+def test_an_adapter_that_is_not_below_the_base_can_be_published_by_the_registry(tmp_path: Path):
+    folder = folder_of(tmp_path / "run", JUDGED, version=5)
+    finished(folder, judged(0.25, 0.25))
+    publication = read_publication(folder.root)
+    assert (publication.quality, publication.base_quality) == (0.25, 0.25)
+    assert publication.spent == SpentOnce(unit="user", epsilon=1.0, dp_delta=1e-5, event=RESULT.event)
+    assert publication.content == folder.adapter.read_bytes()
+    assert load_adapter(folder.adapter)[2] == 7
+    published = Registry(tmp_path / "registry").publish(publication)
+    assert published.quality == 0.25
+
+
+def test_an_adapter_below_the_base_is_not_published_and_takes_an_older_outcome_along(tmp_path: Path):
+    folder = folder_of(tmp_path, JUDGED)
+    finished(folder, judged(0.25, 0.3))
+    assert folder.adapter.exists()
+    finished(folder, judged(0.25, 0.2499))
     assert not folder.adapter.exists()
+    assert not (tmp_path / PUBLICATION_FILE).exists()
+
+
+def test_an_adapter_that_nobody_judged_is_left_but_cannot_be_published(tmp_path: Path):
+    folder = folder_of(tmp_path, JUDGED)
+    finished(folder, judged(0.25, 0.3))
+    replace(JUDGED, judging=None).save(folder.settings)
+    setup = setup_of(folder, lambda values, config: pytest.fail("nothing is judged here"))
+    assert setup.on_result is not None
+    setup.on_result(RESULT)
+    assert folder.adapter.exists()
+    with pytest.raises(DataError, match=r"run folder must hold publication\.json"):
+        read_publication(folder.root)
+
+
+def metrics_of(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+class LookingGrid(InProcessGrid):
+    """Looks at the run's metrics when the first round begins, and fails."""
+
+    def __init__(self, folder: ServeFolder, port: int) -> None:
+        super().__init__(ClientApp(), 1)
+        self.folder, self.port, self.seen = folder, port, ""
+
+    def get_node_ids(self) -> list[int]:
+        self.seen = metrics_of(self.port)
+        with pytest.raises(ConfigError, match=f"status port must be free on this machine, got 127.0.0.1:{self.port}"):
+            require_status_port(self.folder, link_port=1)
+        raise FederationError("a round that fails")
+
+
+def test_the_process_of_the_rounds_serves_their_metrics_and_frees_the_port_also_where_they_fail(tmp_path: Path):
+    port = free_port()
+    folder = folder_of(tmp_path, replace(JUDGED, judging=None, status_port=port, registry=tmp_path / "registry"))
+    setup = setup_of(folder, lambda values, config: pytest.fail("nothing is judged here"))
+    assert setup.on_round is not None
+    setup.on_round(RECORD, START)
+    grid = LookingGrid(folder, port)
+    with pytest.raises(FederationError, match="a round that fails"):
+        make_server_app(lambda context: setup)(grid, node_context(0, 1))
+    assert "\nownlet_round 1\n" in grid.seen
+    require_status_port(folder, link_port=1)
+    with pytest.raises(ConfigError, match="must be another one than --port"):
+        require_status_port(folder, link_port=port)
 
 
 def test_one_server_at_a_time_runs_in_a_folder(tmp_path: Path):
