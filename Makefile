@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-stragglers bench-ab lint typecheck check lock clean
+.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-stragglers bench-ab bench-strategies lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ bench-ab: install  ## false alarms and power of the sequential test on private r
 
 bench-stragglers: install  ## hours to a quality with slow devices, by strategy; writes bench/stragglers.json, .png, .csv
 	$(BIN)/python -m ownlet.simulations.benchmarks.stragglers $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
+
+bench-strategies: install  ## strategies of the server x epsilons, tuned, resumable; writes bench/strategies.json
+	$(BIN)/python -m ownlet.simulations.benchmarks.strategies $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
 
 lint: install  ## check style and formatting
 	$(BIN)/ruff check .
