@@ -130,7 +130,7 @@ class _Lines:
     def stage(self, name: str, total: int) -> Iterator[Step]:
         """Open a stage; see ``Progress``."""
         yield lambda note, share=1.0: None
-        self._console.print(name, highlight=False, markup=False)
+        self._console.print(name, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ownlet.shared.server_config import AdaptiveClip, NoisePlan, Robust, ServerO
 from ownlet.shared.straggler_config import Buffer
 from ownlet.shared.wire import TrainRequest, request_from_records, request_to_records
 from ownlet.shared.wire_config import WireConfig
+from ownlet.simulations.audit.round_releases import plain_config
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.federated_run import FederatedRunConfig
 from ownlet.simulations.run import simulate
@@ -234,6 +235,11 @@ def test_a_program_has_fixed_trained_tensors_and_refuses_such_terms(tmp_path):
         check_terms(PRIVATE, WINDOWS)
     with pytest.raises(ConfigError, match="engine must be cohort or opacus where rounds alternate"):
         FederatedRunConfig(base=tmp_path / "base.pt", adapter=AdapterConfig(method="rolora"), engine="executorch")
+
+
+def test_the_canary_audit_refuses_rounds_that_alternate(tiny_with_a):
+    with pytest.raises(ConfigError, match="a canary sends all numbers"):
+        plain_config(PRIVATE, tiny_with_a.vector, 20, seed=None)
 
 
 def test_a_spec_of_everything_is_written_as_before_there_were_parts(tiny_with_a):
