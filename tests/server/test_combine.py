@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from ownlet.server.combine import ExactSum
-from ownlet.server.replies import replies_to
+from ownlet.server.replies import Mailbox
 from ownlet.shared.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ def test_a_round_holds_a_few_replies_however_many_nodes_answer(world: Any) -> No
 
 def _questions(grid: Any) -> Iterator[Message]:
     messages = (Message(RecordDict(), node, "query.place", ttl=60.0) for node in grid.get_node_ids())
-    return replies_to(grid, messages, 10.0)
+    return Mailbox(grid).replies_to(messages, 10.0, 60.0)
 
 
 class SlowGrid:
@@ -92,5 +92,5 @@ class SlowGrid:
 def test_what_does_not_come_in_time_is_not_waited_for(world: Any) -> None:
     grid: Any = SlowGrid(world.grid(9), lost=2)
     messages = [Message(RecordDict(), node, "query.place", ttl=60.0) for node in range(1000, 1009)]
-    assert len(list(replies_to(grid, messages, 0.05))) == 7
-    assert list(replies_to(grid, [], 10.0)) == []
+    assert len(list(Mailbox(grid).replies_to(messages, 0.05, 60.0))) == 7
+    assert list(Mailbox(grid).replies_to([], 10.0, 60.0)) == []
