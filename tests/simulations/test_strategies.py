@@ -11,6 +11,7 @@ from ownlet.shared.config import FederationConfig, ModelConfig, Plan
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.metrics import paired_difference
 from ownlet.simulations import strategies
+from ownlet.simulations.benchmarks import strategies as table
 from ownlet.simulations.benchmarks.strategies import main, strategy_rows, strategy_table
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.progress import Silent
@@ -83,3 +84,29 @@ def test_every_strategy_runs_once_and_parts_of_the_quality_benchmark_serve(tmp_p
     part = run_federated_part(CONFIG, DATA, "lora", 2.0, 0, tmp_path, Silent())
     np.testing.assert_array_equal(part.federated, again[0].ranks[0])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == times
+
+
+def test_the_command_writes_every_cell(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    base, choice = rng.integers(1, 30, (2, 50)), Choice(learning_rate=0.3, clip_norm=0.1)
+
+    def measured(config, names, folder, progress, *, workers):
+        assert (folder, config.epsilons, config.federation.rounds) == (tmp_path / "quality", (math.inf, 2.0), 4)
+        cells = [(name, epsilon) for name in names for epsilon in config.epsilons]
+        return base, tuple(
+            StrategyResult(name=n, epsilon=e, ranks=rng.integers(1, 9, (2, 50)), choice=choice, errors=None)
+            for n, e in cells
+        )
+
+    monkeypatch.setattr(table, "run_strategies", measured)
+    monkeypatch.setattr(table, "quality_data", lambda path, cohort, tested: DATA)
+    wanted = ["--strategies", "fedavg,rolora", "--epsilons", "none,2", "--rounds", "4"]
+    table.main([*wanted, "--seeds", "0,1", "--out", str(tmp_path)])
+    told = json.loads((tmp_path / "strategies.json").read_text())
+    assert [(row["strategy"], row["epsilon"]) for row in told["rows"]] == [
+        ("fedavg", "none"),
+        ("fedavg", "2"),
+        ("rolora", "none"),
+        ("rolora", "2"),
+    ]
+    assert (told["data"], told["devices"], told["seeds"], told["rounds"]) == ("tiny", 50, [0, 1], 4)
