@@ -5,7 +5,9 @@ server asks and whatever its own accountant says. That is no secret, since what 
 Charges hold for the round without amplification by the server's sampling, as in ``device/release.py``.
 
 The same request is answered with the same reply, from disk, and not charged again: a server that died before it saved a
-round asks anew. Two draws of a device's noise for one charge would be one too many.
+round asks anew. Two draws of a device's noise for one charge would be one too many. In a secure sum there is no such
+reply, as its masks serve once: a sum that has begun is written down, and never begun again. Another sum for the same
+round is another draw, and charged as one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from ownlet.device.budget import Budget
 from ownlet.device.ledger import Charge, Ledger
-from ownlet.shared.errors import BudgetExceededError, StateError
+from ownlet.shared.errors import BudgetExceededError, PrivacyError, StateError
 from ownlet.shared.store import write_atomic
 
 __all__ = ["Account", "Paid"]
@@ -83,6 +85,23 @@ class Account:
             _log.warning("round %s: %d of %d users have no budget left", charge.round, refused, len(users))
         return Paid(users=tuple(user for user in users if user in paid), charges=paid)
 
+    def begin(self, once: bytes) -> None:
+        """Write down that a secure sum begins, before anybody is charged for it; on disk when this returns.
+
+        Args:
+            once: names the sum.
+
+        Raises:
+            PrivacyError: it has begun before.
+            StateError: the disk refused.
+        """
+        try:
+            if self._begun.exists() and self._begun.read_bytes() == _digest(once):
+                raise PrivacyError("a secure sum must be answered once, got the same one again")
+            write_atomic(self._begun, _digest(once), mode=0o600)
+        except OSError as error:
+            raise StateError(f"state folder must accept the begin of a sum, got {self._begun}: {error}") from error
+
     def kept(self, request: bytes) -> bytes | None:
         """Return the reply that this request was answered with, if it was the last one.
 
@@ -120,6 +139,10 @@ class Account:
     @property
     def _reply(self) -> Path:
         return self._folder / "reply"
+
+    @property
+    def _begun(self) -> Path:
+        return self._folder / "begun-sum"
 
     def _path(self, user: int) -> Path:
         return self._folder / "ledgers" / f"{user}.jsonl"

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from ownlet.device.account import Account, Paid
+from ownlet.device.agreed_sum import AgreedSum
 from ownlet.device.release import charge_of
 from ownlet.device.secure_app import add_secure_sum
 from ownlet.device.sending import Residuals, send
@@ -30,7 +31,6 @@ from ownlet.shared.errors import FederationError
 from ownlet.shared.noise import AesNoise, SimulatedNoise
 from ownlet.shared.secure_sum.coding import quantise
 from ownlet.shared.secure_sum.discrete_gaussian import discrete_gaussian
-from ownlet.shared.secure_sum.purpose import Purpose
 from ownlet.shared.windows import Windows
 from ownlet.shared.wire import (
     PLACE_ACTION,
@@ -105,7 +105,7 @@ def answer(
 
 
 def coded_sum(
-    request: TrainRequest, shard: Shard, purpose: Purpose, source: AesNoise, *, on_users: OnUsers | None = None
+    request: TrainRequest, shard: Shard, agreed: AgreedSum, source: AesNoise, *, on_users: OnUsers | None = None
 ) -> NDArray[np.int64]:
     """Train every user of the request; return the sum of their coded deltas with this node's share of the noise.
 
@@ -114,7 +114,7 @@ def coded_sum(
     Args:
         request: what the server asks.
         shard: the users and the engine.
-        purpose: what all nodes agreed on; the request must be for that.
+        agreed: what all nodes agreed on; the request must be for that.
         source: of the randomness of rounding and noise.
         on_users: called after each group of users.
 
@@ -124,13 +124,11 @@ def coded_sum(
     Raises:
         AdapterError, FederationError: as ``answer``; or the request is not what was agreed on.
     """
-    asked = (request.round, request.version, request.base_hash, request.clip_norm)
-    if asked != (purpose.round, purpose.version, purpose.base_hash, purpose.clip_norm):
-        raise FederationError(f"request must be what all nodes agreed on, got another in round {request.round}")
-    engine = _engine_for(request, shard)
-    total = discrete_gaussian(source, engine.spec.num_trainable, purpose.coding.variance)
+    engine, coding = _engine_for(request, shard), agreed.purpose.coding
+    agreed.check(request, engine.spec.num_trainable)
+    total = discrete_gaussian(source, engine.spec.num_trainable, coding.variance)
     for clipped, _, _ in _clipped_groups(request, shard, engine, _MEMORY_BYTES, on_users):
-        total += quantise(clipped, request.clip_norm, purpose.coding, source).sum(axis=0)
+        total += quantise(clipped, request.clip_norm, coding, source).sum(axis=0)
     return total
 
 
@@ -220,7 +218,7 @@ def make_client_app(
         on_users: for progress where the app runs in the watcher's process; see ``answer``.
         residuals: where devices keep what their messages leave out; without it a node refuses error feedback.
         load_account: gives the users' privacy account; every user is then charged before training, one whose budget
-            is spent contributes zero, and the same request is answered with the same reply.
+            is spent contributes zero, and the same request is answered with the same reply; in a secure sum, once.
     """
     app = ClientApp()
 
@@ -233,16 +231,16 @@ def make_client_app(
             raise FederationError(f"windows must share no events under unit window, got round={request.round}")
         return request
 
-    def coded(message: Message, context: Context, purpose: Purpose) -> NDArray[np.int64]:
+    def coded(message: Message, context: Context, agreed: AgreedSum) -> NDArray[np.int64]:
         shard = load_shard(context)
         request = asked(message, context, shard)
         seeded = (request.seed, "secure", request.round, place_of(context).partition)
         source = AesNoise() if request.seed is None else AesNoise.seeded(*seeded)
         if load_account is None:
-            return coded_sum(request, shard, purpose, source, on_users=on_users)
+            return coded_sum(request, shard, agreed, source, on_users=on_users)
         account = load_account(context)
-        paid = _charged(account, request, shard)
-        total = coded_sum(request, SomeUsers(shard, paid.users), purpose, source, on_users=on_users)
+        paid = _charged(account, request, shard, agreed)
+        total = coded_sum(request, SomeUsers(shard, paid.users), agreed, source, on_users=on_users)
         account.commit(paid, total.tobytes())
         return total
 
@@ -271,9 +269,12 @@ def make_client_app(
     return app
 
 
-def _charged(account: Account, request: TrainRequest, shard: Shard) -> Paid:
-    """Charge the users of a request that will be answered, and say who may train."""
+def _charged(account: Account, request: TrainRequest, shard: Shard, agreed: AgreedSum | None = None) -> Paid:
+    """Charge the users of a request that will be answered, and say who may train; for one secure sum only once."""
     _check(request, shard)
+    if agreed is not None:
+        agreed.check(request, _engine_for(request, shard).spec.num_trainable)
+        account.begin(agreed.transcript)
     charge = charge_of(
         request.unit,
         request.plan,

@@ -2,7 +2,8 @@
 
 What a node remembers between two messages, its secrets included, lies in Flower's context, which never leaves the node:
 a deployed node answers each message in a process of its own. The state is written before the answer goes out, and each
-answer takes the state that only the one before it leaves, so no message is answered twice.
+answer takes the state that only the one before it leaves, so no message is answered twice. A node with ledgers does not
+rely on that alone: its account remembers the sum (``device/account.py``).
 
 An identity is made for a run. Nothing outside of Flower vouches for it: nodes trust the server's roster of identities.
 """
@@ -18,6 +19,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from ownlet.device import secure_client as protocol
+from ownlet.device.agreed_sum import AgreedSum
 from ownlet.shared.secure_sum.keys import new_identity
 from ownlet.shared.secure_sum.messages import Agreement, Inbox, Invite, Roster, Survivors
 from ownlet.shared.secure_sum.purpose import Purpose
@@ -30,12 +32,13 @@ _STATE = "secure-sum"
 _IDENTITY = "secure-identity"
 
 
-def add_secure_sum(app: ClientApp, values_of: Callable[[Message, Context, Purpose], NDArray[np.int64]]) -> None:
+def add_secure_sum(app: ClientApp, values_of: Callable[[Message, Context, AgreedSum], NDArray[np.int64]]) -> None:
     """Let a node's app answer the five messages of a secure sum.
 
     Args:
         app: of the node.
-        values_of: trains what the third message asks for, if it is for that purpose, and returns whole numbers (size,).
+        values_of: trains what the third message asks for, if it is for that sum, and returns whole numbers (size,).
+            Called only for a message that can be answered, since it may cost budget.
     """
     advert, shares, masked, confirm, reveal = SECURE_STAGES
 
@@ -51,9 +54,10 @@ def add_secure_sum(app: ClientApp, values_of: Callable[[Message, Context, Purpos
 
     @app.train(masked)
     def answer_inbox(message: Message, context: Context) -> Message:
-        state = _take(context, protocol.Joined)
-        values = values_of(message, context, Purpose.from_bytes(state.about))
-        return _keep(context, message, *protocol.mask(state, from_records(Inbox, message.content), values))
+        state, inbox = _take(context, protocol.Joined), from_records(Inbox, message.content)
+        entrusted = protocol.open_inbox(state, inbox)
+        agreed = AgreedSum(purpose=Purpose.from_bytes(state.about), terms=state.terms, transcript=state.transcript)
+        return _keep(context, message, *protocol.mask(state, entrusted, values_of(message, context, agreed)))
 
     @app.query(confirm)
     def answer_survivors(message: Message, context: Context) -> Message:

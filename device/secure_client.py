@@ -57,7 +57,19 @@ from ownlet.shared.secure_sum.messages import (
 from ownlet.shared.secure_sum.shamir import SHARE_BYTES, split_secret
 from ownlet.shared.secure_sum.terms import SumTerms
 
-__all__ = ["Advertised", "Confirmed", "Joined", "Sent", "advertise", "confirm", "join", "mask", "reveal"]
+__all__ = [
+    "Advertised",
+    "Confirmed",
+    "Entrusted",
+    "Joined",
+    "Sent",
+    "advertise",
+    "confirm",
+    "join",
+    "mask",
+    "open_inbox",
+    "reveal",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +99,19 @@ class Joined:
     peers: tuple[int, ...]
     mask_keys: tuple[bytes, ...]
     channel_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrusted:
+    """What neighbours sent.
+
+    Args:
+        senders: neighbours that sent something, whose pair masks are added.
+        shares: sender -> its two shares, of those whose shares could be opened.
+    """
+
+    senders: tuple[int, ...]
+    shares: dict[int, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +220,12 @@ def _deal(state: Joined) -> Shares:
     )
 
 
-def mask(state: Joined, inbox: Inbox, values: NDArray[np.int64]) -> tuple[Sent, Masked]:
-    """Mask a vector, with the pair masks of the neighbours whose shares have come.
+def open_inbox(state: Joined, inbox: Inbox) -> Entrusted:
+    """Open the shares that neighbours sent; only with enough of them is there anything to train for.
 
     Args:
         state: of the client.
         inbox: from the server.
-        values: (terms.size,) whole numbers; what is out of the modulus wraps around.
 
     Raises:
         PrivacyError: another session, a sender that is no neighbour, or too few shares that open.
@@ -209,14 +233,28 @@ def mask(state: Joined, inbox: Inbox, values: NDArray[np.int64]) -> tuple[Sent, 
     _same(state.session, inbox.session)
     if not set(inbox.senders) <= set(state.peers):
         raise PrivacyError(f"senders must be neighbours, got others for index={state.index}")
+    shares = _opened(state, inbox)
+    if len(shares) < state.terms.threshold:
+        raise PrivacyError(f"shares must be from {state.terms.threshold} neighbours, got {len(shares)} that open")
+    return Entrusted(senders=inbox.senders, shares=shares)
+
+
+def mask(state: Joined, entrusted: Entrusted, values: NDArray[np.int64]) -> tuple[Sent, Masked]:
+    """Mask a vector, with the pair masks of the neighbours whose shares have come.
+
+    Args:
+        state: of the client.
+        entrusted: from ``open_inbox`` with this state.
+        values: (terms.size,) whole numbers; what is out of the modulus wraps around.
+
+    Raises:
+        FederationError: values of another size.
+    """
     if values.shape != (state.terms.size,):
         raise FederationError(f"values must have shape ({state.terms.size},), got shape={values.shape}")
-    entrusted = _entrusted(state, inbox)
-    if len(entrusted) < state.terms.threshold:
-        raise PrivacyError(f"shares must be from {state.terms.threshold} neighbours, got {len(entrusted)} that open")
     size, own = state.terms.size, state.index
     masked: Words = (values & 0xFFFFFFFF).astype(np.uint32) + expand_mask(state.seed, size)
-    for peer in inbox.senders:
+    for peer in entrusted.senders:
         public = state.mask_keys[state.peers.index(peer)]
         masked += pair_mask(mask_key(state.mask_private, public, state.transcript, own, peer), size, own, peer)
     sent = Sent(
@@ -226,15 +264,15 @@ def mask(state: Joined, inbox: Inbox, values: NDArray[np.int64]) -> tuple[Sent, 
         transcript=state.transcript,
         identities=state.identities,
         index=own,
-        masked_with=inbox.senders,
-        owners=tuple(entrusted),
-        key_shares=tuple(shares[:SHARE_BYTES] for shares in entrusted.values()),
-        seed_shares=tuple(shares[SHARE_BYTES:] for shares in entrusted.values()),
+        masked_with=entrusted.senders,
+        owners=tuple(entrusted.shares),
+        key_shares=tuple(shares[:SHARE_BYTES] for shares in entrusted.shares.values()),
+        seed_shares=tuple(shares[SHARE_BYTES:] for shares in entrusted.shares.values()),
     )
     return sent, Masked(data=pack_words(masked, state.terms.bits))
 
 
-def _entrusted(state: Joined, inbox: Inbox) -> dict[int, bytes]:
+def _opened(state: Joined, inbox: Inbox) -> dict[int, bytes]:
     """Return sender -> its two shares; one that does not open costs its sender, not this client."""
     found = {}
     for peer, sealed in zip(inbox.senders, inbox.sealed, strict=True):

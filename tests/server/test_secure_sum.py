@@ -56,7 +56,7 @@ class Run:
         self.index = {name: roster.index for name, roster in rosters.items()}
         shares = self.ask("shares", rosters, lambda name, got: client.join(self.states[name], got))
         inboxes = self.named(server.inboxes(self.numbered(shares)))
-        masked = self.ask("masked", inboxes, lambda name, got: client.mask(self.states[name], got, self.values(name)))
+        masked = self.ask("masked", inboxes, self.masked)
         calls = self.named(server.survivors(self.numbered(masked)))
         confirmed = self.ask("confirm", calls, lambda name, got: client.confirm(self.states[name], got))
         proofs = self.named(server.agreement(self.numbered(confirmed)))
@@ -64,6 +64,10 @@ class Run:
             "reveal", proofs, lambda name, got: (self.states[name], client.reveal(self.states[name], got))
         )
         return server.unmask(self.numbered(reveals))
+
+    def masked(self, name: int, inbox: Any) -> tuple[Any, Any]:
+        state = self.states[name]
+        return client.mask(state, client.open_inbox(state, inbox), self.values(name))
 
     def ask(
         self, stage: str, questions: dict[int, Any], answer: Callable[[int, Any], tuple[Any, Any]]
@@ -450,9 +454,9 @@ def test_a_sender_that_is_no_neighbour_is_refused():
     state = run.states[0]
     assert isinstance(state, client.Joined)
     with pytest.raises(PrivacyError, match="neighbours"):
-        client.mask(state, Inbox(session=state.session, senders=(0,), sealed=(bytes(82),)), run.values(0))
+        client.open_inbox(state, Inbox(session=state.session, senders=(0,), sealed=(bytes(82),)))
     with pytest.raises(FederationError, match="shape"):
-        client.mask(state, Inbox(session=state.session, senders=(), sealed=()), np.zeros(3, np.int64))
+        client.mask(state, client.Entrusted(senders=(), shares={}), np.zeros(3, np.int64))
 
 
 def test_a_sparse_graph_gives_the_sum_and_bears_dropouts():
