@@ -22,6 +22,7 @@ from ownlet.cli.certs import certs
 from ownlet.cli.compare import compare
 from ownlet.cli.config import config
 from ownlet.cli.demo import demo
+from ownlet.cli.domains import domains
 from ownlet.cli.evaluate import evaluate
 from ownlet.cli.experiment import collect, count, observe, stop_count, verdict, watch
 from ownlet.cli.export import export
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "config": config,
     "compare": compare,
+    "domains": domains,
     "sweep": sweep,
     "plan": plan,
     "pretrain": pretrain,

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.device.train import Engine
-from ownlet.server.checkpoint import spent_event
+from ownlet.server.checkpoint import RoundResult, spent_event
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
@@ -107,6 +108,7 @@ def federate_domains(
     shared_version: int = 0,
     min_devices: int = 50,
     publishable: Publishable = lambda domain, vector: True,
+    on_round: Callable[[str], None] = lambda domain: None,
 ) -> DomainRuns:
     """Run the rounds of every domain, each over its own devices, each from the shared adapter.
 
@@ -119,6 +121,7 @@ def federate_domains(
         shared_version: of the shared adapter.
         min_devices: a domain with fewer keeps the shared adapter: noise is per run, so few devices drown in it.
         publishable: a domain whose adapter may not serve keeps the shared one.
+        on_round: told of the domain after each round.
 
     Raises:
         ConfigError: not one domain per device.
@@ -132,7 +135,8 @@ def federate_domains(
         members = np.flatnonzero(of_device == domain)
         if len(members) >= min_devices:
             own = config if config.seed is None else replace(config, seed=config.seed + number)
-            results[domain] = simulate(engine, part_of(devices, members), shared, own)
+            store = part_of(devices, members)
+            results[domain] = simulate(engine, store, shared, own, on_round=partial(_tell, on_round, domain))
     adapters = DomainAdapters(
         spec=engine.spec,
         default=shared,
@@ -140,6 +144,10 @@ def federate_domains(
         version=shared_version + max((result.version for result in results.values()), default=0),
     )
     return DomainRuns(adapters=adapters, results=results)
+
+
+def _tell(on_round: Callable[[str], None], domain: str, result: RoundResult, vector: Vector) -> None:
+    on_round(domain)
 
 
 def composed_epsilon(shared: FederationConfig, domain: FederationConfig) -> float:

@@ -1,0 +1,165 @@
+"""Adapters per domain on top of a finished run: rounds of its kind over each domain's devices, judged in public."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ownlet.shared.config import FederationConfig
+from ownlet.shared.domains import save_domains
+from ownlet.shared.errors import ConfigError, DataError, require
+from ownlet.shared.lora import attach_adapter
+from ownlet.shared.metrics import Metric, paired_difference
+from ownlet.shared.privacy import noise_multiplier_for
+from ownlet.simulations.audit.subject import RunSubject, open_subject
+from ownlet.simulations.audit.trainer import trainer_of
+from ownlet.simulations.base_file import load_base
+from ownlet.simulations.domains import (
+    composed_epsilon,
+    domain_ranks,
+    federate_domains,
+    no_worse_on_public,
+    position_domains,
+    user_domains,
+)
+from ownlet.simulations.evaluate import model_ranks
+from ownlet.simulations.progress import Progress
+from ownlet.simulations.setting import keep_columns, prepare
+from ownlet.simulations.store import EventStore
+
+__all__ = ["DomainRow", "DomainRunConfig", "DomainsDone", "run_domains"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainRunConfig:
+    """What is run.
+
+    Args:
+        run: folder of the finished run of ``ownlet simulate`` whose adapter all domains start from.
+        column: of the data; its value at a device's last event that it trains on is the device's domain.
+        rounds: of every domain.
+        target_epsilon: of every domain's rounds, without those of the run before; infinity where that had no noise.
+        min_devices: a domain with fewer keeps the run's adapter.
+        base: of the run, where it is not where the settings say.
+    """
+
+    run: Path
+    column: str
+    rounds: int = 10
+    target_epsilon: float = 2.0
+    min_devices: int = 50
+    base: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainRow:
+    """What came of a domain.
+
+    Args:
+        domain: its name.
+        devices: in it.
+        served: whether an adapter of its own serves it.
+        gain: NDCG@10 of what serves it over the run's adapter, on its devices' last events.
+    """
+
+    domain: str
+    devices: int
+    served: bool
+    gain: Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainsDone:
+    """The result.
+
+    Args:
+        rows: per domain, the largest first.
+        epsilon: what a user spent in its domain's rounds, at most.
+        composed: the same with the run before.
+        gain: NDCG@10 over all devices.
+    """
+
+    rows: tuple[DomainRow, ...]
+    epsilon: float
+    composed: float
+    gain: Metric
+
+
+def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> DomainsDone:
+    """Federate every domain's devices from a run's adapter on, and write the file that devices activate domains from.
+
+    Args:
+        config: what.
+        out: the file of all adapters.
+        progress: told of the domains' rounds.
+
+    Raises:
+        DataError: the folder is no run, or its base or data cannot be read.
+        ConfigError: the run published nothing, its devices had no Poisson cohorts, or the data lacks the column.
+    """
+    subject = open_subject(config.run)
+    if not isinstance(subject, RunSubject):
+        raise DataError(f"run must be a finished run of `ownlet simulate`, got {config.run}")
+    if subject.adapter is None:
+        raise ConfigError(f"run must have published an adapter that domains start from, got none in {config.run}")
+    trainer = trainer_of(subject, config.base)
+    setting = prepare(keep_columns(trainer.config.data, [(config.column, config.column)]))
+    of_device = user_domains(setting.data, setting.device_users.tolist(), config.column, before=1)
+    terms = _terms(config, subject.terms)
+    model = load_base(trainer.config.base)
+    spec, shared = attach_adapter(model, trainer.config.adapter), trainer.vector
+    lengths = [len(history) for history in setting.held_out]
+    public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, config.column)
+    large = sum(of_device.count(name) >= config.min_devices for name in set(of_device))
+    with progress.stage(f"rounds of {large} domains", max(1, large * config.rounds)) as step:
+        done = federate_domains(
+            trainer.engine,
+            EventStore.of(setting.devices),
+            of_device,
+            shared,
+            terms,
+            shared_version=subject.adapter[2],
+            min_devices=config.min_devices,
+            publishable=no_worse_on_public(model, spec, shared, setting.validation, public),
+            on_round=lambda domain: step(domain),
+        )
+    before = model_ranks(model, setting.test, spec=spec, vectors=shared)
+    after = domain_ranks(model, setting.test, of_device, done.adapters)
+    names = np.array(of_device, dtype=object)
+    rows = []
+    for name in sorted(set(of_device), key=of_device.count, reverse=True):
+        mine = names == name
+        gain = paired_difference(after[mine], before[mine])["ndcg@10"]
+        served = name in done.adapters.vectors
+        rows.append(DomainRow(domain=name, devices=int(mine.sum()), served=served, gain=gain))
+    save_domains(out, done.adapters)
+    private = terms.unit == "user" and terms.noise_multiplier > 0
+    return DomainsDone(
+        rows=tuple(rows),
+        epsilon=done.epsilon if private else math.inf,
+        composed=composed_epsilon(subject.terms, terms) if private else math.inf,
+        gain=paired_difference(after, before)["ndcg@10"],
+    )
+
+
+def _terms(config: DomainRunConfig, before: FederationConfig) -> FederationConfig:
+    """Return the settings of every domain's rounds: those of the run, with as many rounds and the noise they take."""
+    require(
+        before.unit in ("user", "none") and not before.turns and not before.correlated,
+        "run must have Poisson cohorts and noise of the server, or none",
+        unit=before.unit,
+    )
+    terms = replace(before, rounds=config.rounds, patience=0, target_epsilon=math.inf)
+    if before.unit == "none" or before.noise_multiplier == 0:
+        return terms
+    require(math.isfinite(config.target_epsilon), "target_epsilon must be finite", target_epsilon=config.target_epsilon)
+    sigma = noise_multiplier_for(
+        target_epsilon=config.target_epsilon,
+        dp_delta=terms.dp_delta,
+        cohort_rate=terms.asked_rate,
+        rounds=config.rounds,
+    )
+    return replace(terms, noise_multiplier=sigma, target_epsilon=config.target_epsilon)
