@@ -31,6 +31,8 @@ def test_serve_says_what_is_missing(tmp_path: Path) -> None:
     run(0, "certs", "--out", certs, "--nodes", 1)
     assert "unit user must have --target-epsilon or --noise-multiplier" in run(2, *always, *base[:2])
     assert "seed must be none without --simulated" in run(2, *always, *base, "--set", "federation.seed=3")
+    of_bundle = ("--bundle", tmp_path, "--noise-multiplier", 1, "--nodes", 3, "--secure-aggregation")
+    assert "secure aggregation must go with a base" in run(2, *always, *of_bundle)
     missing = run(2, *always, *base)
     assert "base.pt" in missing
     assert not state.exists()
