@@ -38,11 +38,10 @@ def plain_config(config: FederationConfig, start: Vector, num_users: int, *, see
         seed: of cohorts and noise; None draws both from the operating system, as a deployment does.
 
     Raises:
-        ConfigError: another unit, no noise, turns in place of Poisson cohorts, or rounds that alternate.
+        ConfigError: another unit, no noise, or turns in place of Poisson cohorts.
     """
     require(config.unit == "user", "unit must be user", unit=config.unit)
     require(config.turns == 0, "turns must be 0 where cohorts are Poisson samples", turns=config.turns)
-    require(not config.alternate, "rounds must not alternate: a canary sends all numbers", alternate=config.alternate)
     require(config.noise_multiplier > 0, "noise_multiplier must be positive", noise_multiplier=config.noise_multiplier)
     average_std = config.noise_multiplier * config.clip_norm / (config.cohort_rate * num_users)
     rate = gentle_rate(start, average_std, config.rounds)

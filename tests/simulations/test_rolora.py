@@ -24,6 +24,7 @@ from ownlet.shared.server_config import AdaptiveClip, NoisePlan, Robust, ServerO
 from ownlet.shared.straggler_config import Buffer
 from ownlet.shared.wire import TrainRequest, request_from_records, request_to_records
 from ownlet.shared.wire_config import WireConfig
+from ownlet.simulations.audit.core import left_out
 from ownlet.simulations.audit.round_releases import plain_config
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.federated_run import FederatedRunConfig
@@ -237,9 +238,10 @@ def test_a_program_has_fixed_trained_tensors_and_refuses_such_terms(tmp_path):
         FederatedRunConfig(base=tmp_path / "base.pt", adapter=AdapterConfig(method="rolora"), engine="executorch")
 
 
-def test_the_canary_audit_refuses_rounds_that_alternate(tiny_with_a):
-    with pytest.raises(ConfigError, match="a canary sends all numbers"):
-        plain_config(PRIVATE, tiny_with_a.vector, 20, seed=None)
+def test_the_audits_run_both_halves_at_once(tiny_with_a):
+    assert PRIVATE.alternate
+    assert not plain_config(PRIVATE, tiny_with_a.vector, 20, seed=None).alternate
+    assert "alternate" in left_out(PRIVATE)
 
 
 def test_a_spec_of_everything_is_written_as_before_there_were_parts(tiny_with_a):
