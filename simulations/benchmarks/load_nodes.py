@@ -2,7 +2,7 @@
 
 Messages are Flower's own protocol buffers, whole, in frames of a length and so many bytes. What the two sides say:
 
-* ``P`` and a message: a request for a node; it is kept until its reply is asked for.
+* ``P`` and a message: a request for a node, which answers at once; the reply is kept until it is asked for.
 * ``G`` and message ids: the replies to these, one frame each.
 
 The devices train nothing: each sends one of some vectors of nearly the largest admitted norm, drawn at the start. The
@@ -139,19 +139,17 @@ def made_up_deltas(num_trainable: int, clip_norm: float) -> list[Vector]:
 def serve_nodes(connection: socket.socket, num_nodes: int, deltas: list[Vector]) -> None:
     """Be all the nodes until the connection ends."""
     take_identity()
-    requests: dict[str, Message] = {}
+    replies: dict[str, bytes] = {}
     turns = itertools.cycle(deltas)
     with connection.makefile("rb", buffering=_BUFFER) as file:
         while (data := _read(file)) is not None:
             if data[:1] == b"P":
-                message = message_from_proto(MessageProto.FromString(data[1:]))
-                message.content.pop("adapter", None)  # read, and not kept until the reply is asked for
-                requests[message.metadata.message_id] = message
+                request = message_from_proto(MessageProto.FromString(data[1:]))
+                reply = Message(_answer(request, num_nodes, turns), reply_to=request)
+                replies[request.metadata.message_id] = message_to_proto(reply).SerializeToString()
                 continue
             for message_id in json.loads(data[1:]):
-                request = requests.pop(message_id)
-                reply = Message(_answer(request, num_nodes, turns), reply_to=request)
-                _send(connection, message_to_proto(reply).SerializeToString())
+                _send(connection, replies.pop(message_id))
 
 
 def _answer(request: Message, num_nodes: int, turns: Iterator[Vector]) -> RecordDict:

@@ -5,7 +5,7 @@ server writes a request of its own with the global adapter in it, sends it, read
 ``server/admit.py``) and adds it to the exact sum; for every round it draws the cohort, charges, adds noise and steps
 the optimiser. An update is one device's delta: every device is a Flower node of its own, with one user. Requests and
 replies are Flower's own messages, serialised, over TCP on the loopback; all devices are in one other process
-(``load_nodes.py``), which answers at once and trains nothing.
+(``load_nodes.py``), which answers each request as it comes and trains nothing.
 
 What is not in it: SuperLink, which keeps messages in a database and is a process of its own, TLS, and training.
 
