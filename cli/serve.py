@@ -7,31 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from ownlet.cli import simulate
 from ownlet.cli.options import Columns, Core, Data, PublicBefore
 from ownlet.cli.settings import Config, Set, read_settings
 
 __all__ = ["OPTIONS", "serve"]
 
+_AS_SIMULATE = (
+    *("base", "data", "columns", "core", "public_before", "nodes", "unit", "target_epsilon", "noise_multiplier"),
+    *("rounds", "cohort_rate", "clip_norm", "steps", "learning_rate", "server_learning_rate", "secure_aggregation"),
+    *("window_length", "rank", "method"),
+)
 OPTIONS = {
-    "base": ("run.base",),
-    "data": ("data.path",),
-    "columns": ("data.columns",),
-    "core": ("data.core",),
-    "public_before": ("data.public_before",),
-    "nodes": ("run.num_nodes",),
-    "unit": ("federation.unit",),
-    "target_epsilon": ("federation.target_epsilon",),
-    "noise_multiplier": ("federation.noise_multiplier",),
-    "rounds": ("federation.rounds",),
-    "cohort_rate": ("federation.cohort_rate",),
-    "clip_norm": ("federation.clip_norm",),
-    "steps": ("federation.plan.steps",),
-    "learning_rate": ("federation.plan.learning_rate",),
-    "server_learning_rate": ("federation.server_learning_rate",),
-    "secure_aggregation": ("federation.secure.enabled",),
-    "window_length": ("federation.windows.window_length",),
-    "rank": ("adapter.rank",),
-    "method": ("adapter.method",),
+    **{name: simulate.OPTIONS[name] for name in _AS_SIMULATE},
     "reply_seconds": ("federation.reply_timeout_seconds",),
 }
 """Option -> the settings that it stands for; they are those of ``ownlet simulate``."""

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ownlet.shared.errors import PrivacyError
+from ownlet.shared.line_file import append_lines
 from ownlet.shared.store import sync_folder
 
-__all__ = ["Entry", "append", "canonical", "locked", "parse_line", "read_tail", "signed_line", "whole_end"]
+__all__ = ["Entry", "append", "canonical", "locked", "parse_line", "read_tail", "signed_line"]
 
 Entry = dict[str, Any]
 
@@ -88,18 +89,6 @@ def locked(path: Path, *, create: bool = False, write: bool = True) -> Iterator[
         os.close(file)  # releases the lock
 
 
-def whole_end(file: int) -> int:
-    """Return the offset behind the last newline; what lies beyond is a torn line."""
-    end = os.fstat(file).st_size
-    while end > 0:
-        start = max(0, end - _BLOCK_BYTES)
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
 def read_tail(file: int, end: int, marker: bytes) -> tuple[int, bytes]:
     """Return offset and bytes of the file from the last whole line that holds ``marker``, else from its start.
 
@@ -134,15 +123,8 @@ def append(file: int, end: int, lines: bytes) -> None:
         PrivacyError: the disk refused; the file is as before, without the torn line.
     """
     try:
-        if os.fstat(file).st_size != end:
-            os.ftruncate(file, end)
-        rest = memoryview(lines)
-        while rest:
-            rest = rest[os.write(file, rest) :]
-        os.fsync(file)
+        append_lines(file, end, lines)
     except OSError as error:
-        with contextlib.suppress(OSError):  # what stays without a newline is cut off next time
-            os.ftruncate(file, end)
         raise PrivacyError(f"ledger must be on disk before anything is spent, got {error}") from error
 
 

@@ -44,7 +44,7 @@ from ownlet.shared.wire import (
     request_from_records,
 )
 
-__all__ = ["OnUsers", "Shard", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
+__all__ = ["OnUsers", "Shard", "add_place", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
 
 OnUsers = Callable[[int, int], None]
 """Told how many users have just been trained, and how many the request asks for."""
@@ -262,11 +262,16 @@ def make_client_app(
             account.keep(content, kept, paid)
         return Message(records_from_bytes(kept), reply_to=message)
 
+    add_place(app)
+    return app
+
+
+def add_place(app: ClientApp) -> None:
+    """Let a node's app say which partition it hosts, to who asks ``query.place``."""
+
     @app.query(PLACE_ACTION)
     def place(message: Message, context: Context) -> Message:
         return Message(place_to_records(place_of(context)), reply_to=message)
-
-    return app
 
 
 def _charged(account: Account, request: TrainRequest, shard: Shard, agreed: AgreedSum | None = None) -> Paid:

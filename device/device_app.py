@@ -13,17 +13,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from ownlet.device.budget import Budget
-from ownlet.device.client import place_of
+from ownlet.device.client import add_place, place_of
 from ownlet.device.personalizer import Personalizer
 from ownlet.shared.adapter import load_adapter, save_adapter
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError
 from ownlet.shared.manifest import ADAPTER_FILE, read_manifest
 from ownlet.shared.wire import (
-    PLACE_ACTION,
     TrainReply,
     TrainRequest,
-    place_to_records,
     reply_to_records,
     request_from_records,
 )
@@ -106,8 +104,5 @@ def make_device_app(bundle: Path, state: Path, budget: Budget) -> ClientApp:
         reply = contribute(request, bundle, state, budget, place_of(context).partition)
         return Message(reply_to_records(reply), reply_to=message)
 
-    @app.query(PLACE_ACTION)
-    def place(message: Message, context: Context) -> Message:
-        return Message(place_to_records(place_of(context)), reply_to=message)
-
+    add_place(app)
     return app

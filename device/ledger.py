@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import get_args
 
 from ownlet.device.budget import Budget, Limit, Totals, accountant, epsilon_of, find_limit, quick_bound, totals_of
-from ownlet.device.chain import Entry, append, canonical, locked, read_tail, signed_line, whole_end
+from ownlet.device.chain import Entry, append, canonical, locked, read_tail, signed_line
 from ownlet.device.ledger_reading import (
     LedgerReport,
     Spent,
@@ -42,6 +42,7 @@ from ownlet.device.ledger_state import LedgerState, Unit, budget_to_plain, finit
 from ownlet.shared.config import Plan
 from ownlet.shared.counters import CountTerms
 from ownlet.shared.errors import BudgetExceededError, LedgerError, PrivacyError, require
+from ownlet.shared.line_file import whole_end
 
 __all__ = [
     "CHECKPOINT_EVERY",

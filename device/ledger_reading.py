@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import get_args
 
 from ownlet.device.budget import Budget, Totals, epsilon_of
-from ownlet.device.chain import Entry, locked, whole_end
+from ownlet.device.chain import Entry, locked
 from ownlet.device.ledger_state import LedgerState, Unit
 from ownlet.shared.errors import LedgerError, PrivacyError
+from ownlet.shared.line_file import whole_end
 
 __all__ = [
     "BudgetPoint",

@@ -23,12 +23,12 @@ from ownlet.server.replies import Mailbox
 from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
-from ownlet.shared.alternate import part_of_round, places_of_part, spec_of_part
+from ownlet.shared.alternate import Part, part_of_round, places_of_part, spec_of_part
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ReplyRejectedError
 from ownlet.shared.wire import TrainRequest, array_bytes, partition_of, requests_to_records
 
-__all__ = ["Answers", "ask", "unanswered"]
+__all__ = ["Answers", "ask", "expected_replies", "train_request", "unanswered"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,64 @@ class Answers:
 def promised_noise(config: FederationConfig) -> float:
     """Return the noise multiplier that a round's sum has by itself; correlated noise promises none for a round."""
     return config.noise_multiplier if config.unit == "user" and not config.correlated else 0.0
+
+
+def train_request(
+    config: FederationConfig,
+    spec: AdapterSpec,
+    state: ServerState,
+    users: tuple[int, ...],
+    number: int,
+    clip_norm: float,
+    part: Part = "all",
+) -> TrainRequest:
+    """Return what a node is asked that hosts these users.
+
+    Args:
+        config: of the run.
+        spec: of the adapter.
+        state: with the adapter that the node gets.
+        users: of the node, in order.
+        number: of the round, from 1.
+        clip_norm: bound on each user's delta.
+        part: of the adapter that the round trains.
+    """
+    return TrainRequest(
+        vector=state.vector,
+        round=number,
+        version=state.version,
+        base_hash=spec.base_hash,
+        plan=config.plan,
+        unit=config.unit,
+        clip_norm=clip_norm,
+        users=users,
+        seed=config.seed,
+        counts=config.counts,
+        wire=config.wire,
+        noise_multiplier=promised_noise(config),
+        part=part,
+    )
+
+
+def expected_replies(config: FederationConfig, spec: AdapterSpec, requests: Mapping[int, TrainRequest]) -> Expected:
+    """Return what replies to requests of one round must be like.
+
+    Args:
+        config: of the run.
+        spec: of what the round trains.
+        requests: node id -> what it is asked; at least one.
+    """
+    first = next(iter(requests.values()))
+    return Expected(
+        round=first.round,
+        version=first.version,
+        base_hash=first.base_hash,
+        num_trainable=spec.num_trainable,
+        clip_norm=first.clip_norm,
+        users_by_node={node: len(request.users) for node, request in requests.items()},
+        counts=config.counts,
+        wire=config.wire,
+    )
 
 
 def unanswered(cohort: NDArray[np.int64]) -> Answers:
@@ -109,21 +167,7 @@ def ask(
     node_of, num_partitions = nodes.connected()
     asked = split_cohort(cohort, num_partitions)
     requests = {
-        node_of[partition]: TrainRequest(
-            vector=state.vector,
-            round=number,
-            version=state.version,
-            base_hash=spec.base_hash,
-            plan=config.plan,
-            unit=config.unit,
-            clip_norm=clip_norm,
-            users=users,
-            seed=config.seed,
-            counts=config.counts,
-            wire=config.wire,
-            noise_multiplier=promised_noise(config),
-            part=part,
-        )
+        node_of[partition]: train_request(config, spec, state, users, number, clip_norm, part)
         for partition, users in asked.items()
         if partition in node_of
     }
@@ -168,16 +212,7 @@ def _ask_each(
         Message(records, node, "train", group_id=str(first.round), ttl=ttl)
         for node, records in zip(requests, requests_to_records(requests.values()), strict=True)
     )
-    expected = Expected(
-        round=first.round,
-        version=first.version,
-        base_hash=first.base_hash,
-        num_trainable=spec.num_trainable,
-        clip_norm=first.clip_norm,
-        users_by_node={node: len(request.users) for node, request in requests.items()},
-        counts=config.counts,
-        wire=config.wire,
-    )
+    expected = expected_replies(config, spec, requests)
     late = [_why_late(reply, expected) for reply in mailbox.late()]
     replies = mailbox.replies_to(messages, config.deadline_seconds, ttl)
     found = collect(replies, expected, combiner, enough=enough)

@@ -27,22 +27,19 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ownlet.server.admit import LARGEST_NORM, Expected, admit
-from ownlet.server.ask import Answers
+from ownlet.server.ask import Answers, expected_replies, train_request
 from ownlet.server.checkpoint import ServerState
 from ownlet.server.clock import SYSTEM_CLOCK, Clock
 from ownlet.server.cohorts import round_noise
 from ownlet.server.combine import ExactSum
 from ownlet.server.nodes import Nodes, split_cohort
+from ownlet.server.replies import LONGEST_POLL_SECONDS, POLL_SECONDS, pull
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ReplyRejectedError
-from ownlet.shared.wire import TrainRequest, array_bytes, partition_of, requests_to_records
+from ownlet.shared.wire import array_bytes, partition_of, requests_to_records
 
 __all__ = ["Flight", "ask_buffered", "draw_idle", "staleness_weight"]
-
-_AT_ONCE = 16
-_POLL_SECONDS = 0.02
-_LONGEST_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ class Flight:
 
     def replies(self, deadline: float) -> Iterator[tuple[Message, _UnderWay]]:
         """Yield answers as they come, with what they answer, until nothing is under way or the time is over."""
-        pause = _POLL_SECONDS
+        pause = POLL_SECONDS
         while True:
             while self._arrived:
                 reply = self._arrived.popleft()
@@ -86,13 +83,13 @@ class Flight:
                 if asked is not None:
                     yield reply, asked
             if self._pull():
-                pause = _POLL_SECONDS
+                pause = POLL_SECONDS
                 continue
             now = self.clock.now()
             if not self._asked or now >= deadline:
                 return
             self.clock.sleep(min(pause, deadline - now))
-            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+            pause = min(2 * pause, LONGEST_POLL_SECONDS)
 
     def forget_expired(self) -> int:
         """Stop following messages that have expired; return how many."""
@@ -103,9 +100,7 @@ class Flight:
         return len(expired)
 
     def _pull(self) -> bool:
-        ids = list(self._asked)
-        for start in range(0, len(ids), _AT_ONCE):
-            self._arrived.extend(self.grid.pull_messages(ids[start : start + _AT_ONCE]))
+        self._arrived.extend(pull(self.grid, list(self._asked)))
         return bool(self._arrived)
 
 
@@ -164,7 +159,7 @@ def ask_buffered(
     bound = config.delta_bound(spec.num_trainable)
     missing = flight.forget_expired()
     users = [user for user in cohort.tolist() if partition_of(user, num_partitions) in node_of]
-    requests = [_request(config, spec, state, user, number, bound) for user in users]
+    requests = [train_request(config, spec, state, (user,), number, bound) for user in users]
     at = [node_of[partition_of(user, num_partitions)] for user in users]
     ttl = config.reply_timeout_seconds
     messages = [
@@ -174,8 +169,8 @@ def ask_buffered(
     bytes_down = sum(array_bytes(message.content) for message in messages)
     expires = flight.clock.now() + ttl
     under_way = [
-        _UnderWay(user=user, expected=_expected(config, spec, state, node, number, bound), expires=expires)
-        for user, node in zip(users, at, strict=True)
+        _UnderWay(user=user, expected=expected_replies(config, spec, {node: request}), expires=expires)
+        for user, node, request in zip(users, at, requests, strict=True)
     ]
     flight.start(list(flight.grid.push_messages(messages)), under_way)
     total = ExactSum(spec.num_trainable, config.buffer.size * max(0.5, min(bound, LARGEST_NORM)))
@@ -206,35 +201,4 @@ def ask_buffered(
         bytes_up=bytes_up,
         bytes_down=bytes_down,
         num_late=late,
-    )
-
-
-def _request(
-    config: FederationConfig, spec: AdapterSpec, state: ServerState, user: int, number: int, bound: float
-) -> TrainRequest:
-    return TrainRequest(
-        vector=state.vector,
-        round=number,
-        version=state.version,
-        base_hash=spec.base_hash,
-        plan=config.plan,
-        unit=config.unit,
-        clip_norm=bound,
-        users=(user,),
-        seed=config.seed,
-        wire=config.wire,
-    )
-
-
-def _expected(
-    config: FederationConfig, spec: AdapterSpec, state: ServerState, node: int, number: int, bound: float
-) -> Expected:
-    return Expected(
-        round=number,
-        version=state.version,
-        base_hash=spec.base_hash,
-        num_trainable=spec.num_trainable,
-        clip_norm=bound,
-        users_by_node={node: 1},
-        wire=config.wire,
     )

@@ -15,9 +15,7 @@ environment variable: nothing of it travels to the nodes.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from ownlet.server.published import ADAPTER_FILE
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError, StateBusyError, require
+from ownlet.shared.filelock import take_lock
 from ownlet.shared.store import write_atomic
 
 __all__ = [
@@ -176,14 +175,7 @@ def hold(path: Path, wait_seconds: float) -> IO[bytes]:
     Raises:
         StateBusyError: another process holds it for longer than ``wait_seconds``.
     """
-    file = path.open("ab")
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                file.close()
-                raise StateBusyError(f"one server at a time must use {path.parent}, got another that runs") from None
-            time.sleep(min(0.5, wait_seconds))
+    try:
+        return take_lock(path, wait_seconds)
+    except TimeoutError:
+        raise StateBusyError(f"one server at a time must use {path.parent}, got another that runs") from None

@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 
 from ownlet.server.clock import SYSTEM_CLOCK, Clock
 
-__all__ = ["Mailbox"]
+__all__ = ["LONGEST_POLL_SECONDS", "POLL_SECONDS", "Mailbox", "pull"]
+
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0
+"""Pauses between two looks for replies: the first, and what it doubles to while nothing comes."""
 
 _AT_ONCE = 16
-_POLL_SECONDS = 0.02
-_LONGEST_POLL_SECONDS = 1.0
 
 
 class Mailbox:
@@ -46,18 +47,17 @@ class Mailbox:
         while some := list(islice(made, _AT_ONCE)):
             waiting |= dict.fromkeys(self._grid.push_messages(some))
         started = self._clock.now()
-        deadline, pause = started + timeout_seconds, _POLL_SECONDS
+        deadline, pause = started + timeout_seconds, POLL_SECONDS
         try:
             while waiting:
                 is_last, found = self._clock.now() >= deadline, False
-                for ids in _batches(list(waiting)):
-                    for reply in self._grid.pull_messages(ids):
-                        found = True
-                        waiting.pop(reply.metadata.reply_to_message_id, None)
-                        yield reply
+                for reply in pull(self._grid, list(waiting)):
+                    found = True
+                    waiting.pop(reply.metadata.reply_to_message_id, None)
+                    yield reply
                 if is_last:
                     return
-                pause = _POLL_SECONDS if found else min(2 * pause, _LONGEST_POLL_SECONDS)
+                pause = POLL_SECONDS if found else min(2 * pause, LONGEST_POLL_SECONDS)
                 if not found:
                     self._clock.sleep(max(0.0, min(pause, deadline - self._clock.now())))
         finally:
@@ -65,14 +65,14 @@ class Mailbox:
 
     def late(self) -> Iterator[Message]:
         """Yield replies to messages of rounds that have ended, each once."""
-        for ids in _batches(list(self._late)):
-            for reply in self._grid.pull_messages(ids):
-                self._late.pop(reply.metadata.reply_to_message_id, None)
-                yield reply
+        for reply in pull(self._grid, list(self._late)):
+            self._late.pop(reply.metadata.reply_to_message_id, None)
+            yield reply
         now = self._clock.now()
         self._late = {message_id: expires for message_id, expires in self._late.items() if expires > now}
 
 
-def _batches(ids: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(ids), _AT_ONCE):
-        yield ids[start : start + _AT_ONCE]
+def pull(grid: Grid, message_ids: list[str]) -> Iterator[Message]:
+    """Yield the replies to these messages that are there now, a small batch at a time."""
+    for start in range(0, len(message_ids), _AT_ONCE):
+        yield from grid.pull_messages(message_ids[start : start + _AT_ONCE])

@@ -14,6 +14,7 @@ from pathlib import Path
 from ownlet.server.sequential import Tally
 from ownlet.shared.counters import CountReport, parse_report
 from ownlet.shared.errors import DataError, StoreError
+from ownlet.shared.line_file import append_lines, whole_end
 from ownlet.shared.store import make_folder
 
 __all__ = ["Collected", "ReportFile", "tally_arms"]
@@ -85,29 +86,11 @@ class ReportFile:
 
     def _append(self, content: bytes) -> None:
         make_folder(self._path.parent)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            end = self._whole_end(handle)
-            os.ftruncate(handle, end)
-            try:
-                os.lseek(handle, end, os.SEEK_SET)
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(handle, rest) :]
-                os.fsync(handle)
-            except OSError:
-                os.ftruncate(handle, end)
-                raise
+            append_lines(handle, whole_end(handle), content)
         finally:
             os.close(handle)
-
-    @staticmethod
-    def _whole_end(handle: int) -> int:
-        """Return the offset behind the last newline."""
-        end = os.fstat(handle).st_size
-        while end and os.pread(handle, 1, end - 1) != b"\n":
-            end -= 1
-        return end
 
 
 def tally_arms(reports: Iterable[CountReport]) -> Tally:

@@ -42,10 +42,7 @@ class JudgingConfig:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> JudgingConfig:
         """Read what ``to_plain`` wrote, also where it went through JSON."""
-        data = dict(values["data"])
-        data["path"] = None if data["path"] is None else Path(data["path"])
-        data["columns"] = tuple((role, name) for role, name in data["columns"])
-        return cls(**{**values, "base": Path(values["base"]), "data": DataConfig(**data)})
+        return cls(**{**values, "base": Path(values["base"]), "data": DataConfig.from_plain(values["data"])})
 
 
 def load_judging(values: Mapping[str, Any], config: FederationConfig) -> Judging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +12,10 @@ import numpy as np
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.domains import save_domains
 from ownlet.shared.errors import ConfigError, DataError, require
-from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import Metric, paired_difference
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.simulations.audit.subject import RunSubject, open_subject
 from ownlet.simulations.audit.trainer import trainer_of
-from ownlet.simulations.base_file import load_base
 from ownlet.simulations.domains import (
     composed_epsilon,
     domain_ranks,
@@ -109,11 +108,11 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     setting = prepare(keep_columns(trainer.config.data, [(config.column, config.column)]))
     of_device = user_domains(setting.data, setting.device_users.tolist(), config.column, before=1)
     terms = _terms(config, subject.terms)
-    model = load_base(trainer.config.base)
-    spec, shared = attach_adapter(model, trainer.config.adapter), trainer.vector
+    model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     lengths = [len(history) for history in setting.held_out]
     public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, config.column)
-    large = sum(of_device.count(name) >= config.min_devices for name in set(of_device))
+    sizes = Counter(of_device)
+    large = sum(size >= config.min_devices for size in sizes.values())
     with progress.stage(f"rounds of {large} domains", max(1, large * config.rounds)) as step:
         done = federate_domains(
             trainer.engine,
@@ -124,17 +123,17 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
             shared_version=subject.adapter[2],
             min_devices=config.min_devices,
             publishable=no_worse_on_public(model, spec, shared, setting.validation, public),
-            on_round=lambda domain: step(domain),
+            on_round=step,
         )
     before = model_ranks(model, setting.test, spec=spec, vectors=shared)
     after = domain_ranks(model, setting.test, of_device, done.adapters)
     names = np.array(of_device, dtype=object)
     rows = []
-    for name in sorted(set(of_device), key=of_device.count, reverse=True):
+    for name, size in sizes.most_common():
         mine = names == name
         gain = paired_difference(after[mine], before[mine])["ndcg@10"]
         served = name in done.adapters.vectors
-        rows.append(DomainRow(domain=name, devices=int(mine.sum()), served=served, gain=gain))
+        rows.append(DomainRow(domain=name, devices=size, served=served, gain=gain))
     save_domains(out, done.adapters)
     private = terms.unit == "user" and terms.noise_multiplier > 0
     return DomainsDone(

@@ -27,10 +27,23 @@ from flwr.supercore.task_identity import TaskIdentity
 from ownlet.shared.errors import require
 from ownlet.shared.wire import records_from_bytes, records_to_bytes
 
-__all__ = ["Answer", "Call", "InProcessGrid", "LocalGrid", "answer_call", "node_context", "run_apps", "take_identity"]
+__all__ = [
+    "FIRST_NODE_ID",
+    "Answer",
+    "Call",
+    "InProcessGrid",
+    "LocalGrid",
+    "NumberedGrid",
+    "answer_call",
+    "node_context",
+    "run_apps",
+    "take_identity",
+]
+
+FIRST_NODE_ID = 1000
+"""Of partition 0. Flower keeps 1 for the SuperLink."""
 
 _RUN_ID = 1
-_FIRST_NODE_ID = 1000  # Flower keeps 1 for the SuperLink
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +111,7 @@ def node_context(partition: int, num_nodes: int, run_config: Mapping[str, UserCo
     """Return the context of the node that hosts a partition."""
     return Context(
         run_id=_RUN_ID,
-        node_id=_FIRST_NODE_ID + partition,
+        node_id=FIRST_NODE_ID + partition,
         node_config={"partition-id": partition, "num-partitions": num_nodes},
         state=RecordDict(),
         run_config=dict(run_config or {}),
@@ -110,8 +123,8 @@ def take_identity() -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
 
 
-class LocalGrid(Grid):
-    """What grids on one machine or cluster share; partition i lives on the node with id 1000 + i."""
+class NumberedGrid(Grid):
+    """A grid whose nodes are known by number; partition i lives on the node with id 1000 + i."""
 
     def __init__(self, num_nodes: int) -> None:
         """Name the nodes.
@@ -122,17 +135,8 @@ class LocalGrid(Grid):
         require(num_nodes >= 1, "num_nodes must be at least 1", num_nodes=num_nodes)
         take_identity()
         self._run = Run.create_empty(run_id=_RUN_ID)
-        self._nodes = range(_FIRST_NODE_ID, _FIRST_NODE_ID + num_nodes)
+        self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
         self._message_ids = map(str, itertools.count(1))
-        self._calls: dict[str, Call] = {}
-
-    @abstractmethod
-    def _send(self, partition: int, call: Call) -> None:
-        """Deliver a call to the node of a partition."""
-
-    @abstractmethod
-    def _collect(self, message_ids: list[str], wait_seconds: float | None) -> dict[str, Answer]:
-        """Return the answers that are there, each once, after waiting for the others: None is without end."""
 
     def set_run(self, run: Run) -> None:
         """Set the run that this grid belongs to."""
@@ -153,6 +157,27 @@ class LocalGrid(Grid):
         """Return the ids of all nodes."""
         return list(self._nodes)
 
+
+class LocalGrid(NumberedGrid):
+    """What grids on one machine or cluster share: they deliver calls, and collect answers."""
+
+    def __init__(self, num_nodes: int) -> None:
+        """Name the nodes.
+
+        Args:
+            num_nodes: how many.
+        """
+        super().__init__(num_nodes)
+        self._calls: dict[str, Call] = {}
+
+    @abstractmethod
+    def _send(self, partition: int, call: Call) -> None:
+        """Deliver a call to the node of a partition."""
+
+    @abstractmethod
+    def _collect(self, message_ids: list[str], wait_seconds: float | None) -> dict[str, Answer]:
+        """Return the answers that are there, each once, after waiting for the others: None is without end."""
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their ids."""
         sent = []
@@ -161,7 +186,7 @@ class LocalGrid(Grid):
             self._calls[call.message_id] = call
             sent.append(call.message_id)
             if call.node in self._nodes:
-                self._send(call.node - _FIRST_NODE_ID, call)
+                self._send(call.node - FIRST_NODE_ID, call)
         return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

@@ -43,6 +43,7 @@ from ownlet.simulations.start import start_adapter
 from ownlet.simulations.store import EventStore
 
 __all__ = [
+    "KeptScores",
     "Rehearsal",
     "Started",
     "Tuned",
@@ -165,20 +166,14 @@ def make_rehearsal_base(config: QualityConfig, data: QualityData, folder: Path, 
 
 def tune(config: QualityConfig, data: QualityData, method: MethodName, folder: Path, progress: Progress) -> Tuned:
     """Return what is best in the rehearsal; runs that are on file are not run again."""
-    path = folder / data.name / f"{method}-tuning.json"
-    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    found = KeptScores(folder / data.name / f"{method}-tuning.json")
     rehearse = Rehearsal(config, data, method, folder, progress)
 
     def quality(kind: str, value: float, epsilon: float = math.inf, rate: float = 0.0) -> float:
         key = f"{kind} {value:g}" + ("" if math.isinf(epsilon) else f" at epsilon {epsilon:g} and rate {rate:g}")
-        if key not in found:
-            if kind == "local rate":
-                found[key] = rehearse.alone(value)
-            else:
-                choice = Choice(learning_rate=rate or value, clip_norm=value)
-                found[key] = rehearse.rounds(epsilon, choice)
-            write_atomic(path, json.dumps(found, indent=1).encode())
-        return found[key]
+        if kind == "local rate":
+            return found.score(key, partial(rehearse.alone, value))
+        return found.score(key, partial(rehearse.rounds, epsilon, Choice(learning_rate=rate or value, clip_norm=value)))
 
     rate = best_on_grid(config.rates, partial(quality, "rate"))
     finite = [epsilon for epsilon in config.epsilons if math.isfinite(epsilon)]
@@ -202,6 +197,26 @@ def best_on_grid(grid: Sequence[float], quality: Callable[[float], float]) -> fl
             break
         best = max(values, key=quality)
     return best
+
+
+class KeptScores:
+    """What runs scored, in a file: a run that is on file is not run again."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file, if there is one."""
+        self._path = path
+        self._found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __len__(self) -> int:
+        """How many runs are on file."""
+        return len(self._found)
+
+    def score(self, key: str, run: Callable[[], float]) -> float:
+        """Return what a run scored, and keep it."""
+        if key not in self._found:
+            self._found[key] = run()
+            write_atomic(self._path, json.dumps(self._found, indent=1).encode())
+        return self._found[key]
 
 
 class Rehearsal:

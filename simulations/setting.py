@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,17 @@ class DataConfig:
         for name in ("public_fraction", "held_out_fraction"):
             require(0 < getattr(self, name) < 1, f"{name} must be in (0, 1)", **{name: getattr(self, name)})
         require(self.core >= 0, "core must not be negative", core=self.core)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> DataConfig:
+        """Read what JSON holds of the settings: the path as text, or None, and columns as lists.
+
+        Raises:
+            KeyError, TypeError: they are not those of data.
+        """
+        path = None if values["path"] is None else Path(values["path"])
+        columns = tuple((role, name) for role, name in values["columns"])
+        return cls(**{**values, "path": path, "columns": columns})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,7 +18,6 @@ are run once more with the devices watched: how wrong is the average of A and B 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -31,7 +30,6 @@ from numpy.typing import NDArray
 
 from ownlet.shared.config import MethodName
 from ownlet.shared.server_config import OptimizerName, ServerOptimizer
-from ownlet.shared.store import write_atomic
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.cross_covariance import CrossCovarianceEngine
 from ownlet.simulations.evaluate import model_ranks
@@ -48,6 +46,7 @@ from ownlet.simulations.quality_parts import (
     test_cases,
 )
 from ownlet.simulations.quality_tuning import (
+    KeptScores,
     Rehearsal,
     best_on_grid,
     make_rehearsal_base,
@@ -157,18 +156,14 @@ def tune_strategy(
     plain = tune(config, data, strategy.method, folder, progress)
     if strategy.optimizer == "fedavgm":
         return {epsilon: plain.choice(epsilon) for epsilon in config.epsilons}
-    path = folder / data.name / f"{strategy.file_name}-tuning.json"
-    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    found = KeptScores(folder / data.name / f"{strategy.file_name}-tuning.json")
     rehearse = Rehearsal(_with_optimizer(config, strategy), data, strategy.method, folder, progress)
 
     def quality(clip_norm: float, rate: float, epsilon: float) -> float:
         key = f"local rate {plain.learning_rate:g}, server rate {rate:g}"
         key += "" if math.isinf(epsilon) else f", clip {clip_norm:g} at epsilon {epsilon:g}"
-        if key not in found:
-            choice = Choice(learning_rate=plain.learning_rate, clip_norm=clip_norm, server_learning_rate=rate)
-            found[key] = rehearse.rounds(epsilon, choice)
-            write_atomic(path, json.dumps(found, indent=1).encode())
-        return found[key]
+        choice = Choice(learning_rate=plain.learning_rate, clip_norm=clip_norm, server_learning_rate=rate)
+        return found.score(key, partial(rehearse.rounds, epsilon, choice))
 
     best = best_on_grid(SERVER_RATES, lambda rate: quality(1.0, rate, math.inf))
     clips = {

@@ -15,6 +15,7 @@ from ownlet.shared.adapter import Vector, initial_adapter
 from ownlet.shared.config import AdapterConfig
 from ownlet.shared.errors import AdapterError, ConfigError, DataError
 from ownlet.shared.lora import attach_adapter
+from ownlet.shared.model import SASRec
 from ownlet.simulations.audit.subject import RunSubject
 from ownlet.simulations.base_file import load_base
 from ownlet.simulations.federated_run import FederatedRunConfig, make_engine
@@ -30,14 +31,19 @@ class Trainer:
     Args:
         engine: of the run.
         vector: (P,) an adapter of its spec.
-        num_items: items in the catalogue.
+        model: the base, prepared with ``attach``.
         config: the settings that it was rebuilt from, with the base as it was found.
     """
 
     engine: Engine
     vector: Vector
-    num_items: int
+    model: SASRec
     config: FederatedRunConfig
+
+    @property
+    def num_items(self) -> int:
+        """Items in the catalogue."""
+        return self.model.num_items
 
 
 def trainer_of(subject: RunSubject, base: Path | None = None) -> Trainer:
@@ -63,7 +69,7 @@ def trainer_of(subject: RunSubject, base: Path | None = None) -> Trainer:
     vector = initial_adapter(spec, 0) if subject.adapter is None else subject.adapter[1]
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:  # an engine may write its program there
         engine = make_engine(config, model, spec, vector, Path(folder))
-    return Trainer(engine=engine, vector=vector, num_items=model.num_items, config=config)
+    return Trainer(engine=engine, vector=vector, model=model, config=config)
 
 
 def find_base(run: Path, named: Path) -> Path:
@@ -84,12 +90,8 @@ def _config(raw: dict[str, Any], base: Path, subject: RunSubject) -> FederatedRu
         adapter = dict(raw["adapter"])
         targets = adapter.get("target_modules")
         adapter["target_modules"] = None if targets is None else tuple(targets)
-        data = dict(raw["data"])
-        data["path"] = None if data["path"] is None else Path(data["path"])
-        data["columns"] = tuple((role, name) for role, name in data["columns"])
-        config = FederatedRunConfig(
-            base=base, adapter=AdapterConfig(**adapter), federation=subject.terms, data=DataConfig(**data)
-        )
+        data = DataConfig.from_plain(raw["data"])
+        config = FederatedRunConfig(base=base, adapter=AdapterConfig(**adapter), federation=subject.terms, data=data)
         config = replace(config, store=None if raw["store"] is None else Path(raw["store"]))
         return replace(config, engine=raw["engine"], precision=raw["precision"])
     except (KeyError, TypeError) as error:

@@ -26,24 +26,21 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from ownlet.shared.adapter import Vector
 from ownlet.shared.errors import FederationError
 from ownlet.shared.wire import PLACE_ACTION, Place, TrainReply, place_to_records, reply_to_records
-from ownlet.simulations.grid import take_identity
+from ownlet.simulations.grid import FIRST_NODE_ID, NumberedGrid, take_identity
 
-__all__ = ["FIRST_NODE", "SocketGrid", "made_up_deltas", "other_process", "serve_nodes"]
+__all__ = ["SocketGrid", "made_up_deltas", "other_process", "serve_nodes"]
 
-FIRST_NODE = 1000
 _LENGTH = struct.Struct(">I")
 _DISTINCT = 64  # deltas that devices take turns with
 _BUFFER = 1 << 20
 _START_SECONDS = 120
 
 
-class SocketGrid(Grid):
+class SocketGrid(NumberedGrid):
     """Flower's grid over one socket, behind which are all the nodes."""
 
     def __init__(self, connection: socket.socket, num_nodes: int) -> None:
@@ -53,10 +50,7 @@ class SocketGrid(Grid):
             connection: closed by its owner.
             num_nodes: how many; node ``1000 + i`` hosts user i.
         """
-        take_identity()
-        self._run = Run.create_empty(run_id=1)
-        self._num_nodes = num_nodes
-        self._ids = map(str, itertools.count(1))
+        super().__init__(num_nodes)
         self._socket, self._file = connection, connection.makefile("rb", buffering=_BUFFER)
         self.bytes_received = 0
 
@@ -64,30 +58,11 @@ class SocketGrid(Grid):
         """Stop reading; the connection is its owner's."""
         self._file.close()
 
-    def set_run(self, run: Run) -> None:
-        """Set the run that this grid belongs to."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid belongs to."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message to a node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the ids of all nodes."""
-        return list(range(FIRST_NODE, FIRST_NODE + self._num_nodes))
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their ids."""
         sent = []
         for message in messages:
-            sent.append(next(self._ids))
+            sent.append(next(self._message_ids))
             message.metadata.__dict__["_message_id"] = sent[-1]
             _send(self._socket, b"P" + message_to_proto(message).SerializeToString())
         return sent
@@ -154,7 +129,7 @@ def serve_nodes(connection: socket.socket, num_nodes: int, deltas: list[Vector])
 
 def _answer(request: Message, num_nodes: int, turns: Iterator[Vector]) -> RecordDict:
     if request.metadata.message_type == f"query.{PLACE_ACTION}":
-        partition = request.metadata.dst_node_id - FIRST_NODE
+        partition = request.metadata.dst_node_id - FIRST_NODE_ID
         return place_to_records(Place(partition=partition, num_partitions=num_nodes))
     asked: dict[str, Any] = dict(request.content.config_records["request"])  # what our own server sends
     return reply_to_records(

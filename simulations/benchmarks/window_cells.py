@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +14,6 @@ from ownlet.server.compression import CompressionConfig
 from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.privacy import noise_multiplier_for
-from ownlet.shared.store import write_atomic
 from ownlet.shared.window_mode import window_federation, window_step
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import Cases, model_ranks
@@ -23,12 +21,14 @@ from ownlet.simulations.line_search import best_length
 from ownlet.simulations.pretrain import PretrainConfig, load_base
 from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
+from ownlet.simulations.quality import epsilon_label
+from ownlet.simulations.quality_parts import load_arrays, save_arrays
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, Setting, prepare
 from ownlet.simulations.start import start_adapter
 from ownlet.simulations.store import EventStore
 
-__all__ = ["Cell", "WindowTask", "epsilon_label", "make_window_base", "run_cell", "setting_of"]
+__all__ = ["Cell", "WindowTask", "make_window_base", "run_cell", "setting_of"]
 
 _TESTED = 3000
 _JUDGED = 4000
@@ -71,11 +71,6 @@ class Cell:
         return folder / f"eps{epsilon_label(self.epsilon)}-{self.fleet}{step}-{self.seed}.npz"
 
 
-def epsilon_label(epsilon: float) -> str:
-    """Return ``none`` for a run without noise, else the number."""
-    return "none" if math.isinf(epsilon) else f"{epsilon:g}"
-
-
 def make_window_base(task: WindowTask, seed: int, out: Path, progress: Progress) -> NDArray[np.int64]:
     """Return the ranks (tested,) of a seed's base, which is trained where it is not on file."""
     path, setting = _base_path(task, seed, out), setting_of(task.data)
@@ -88,11 +83,9 @@ def run_cell(task: WindowTask, cell: Cell, out: Path, progress: Progress) -> tup
     path = cell.path(task.folder(out))
     if not path.exists():
         ranks, length = _run(task, cell, out, progress)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, ranks=ranks, length=np.array(length))
-        write_atomic(path, buffer.getvalue())
-    with np.load(path) as found:
-        return found["ranks"], float(found["length"])
+        save_arrays(path, ranks=ranks, length=np.array(length))
+    found = load_arrays(path)
+    return found["ranks"], float(found["length"])
 
 
 def _run(task: WindowTask, cell: Cell, out: Path, progress: Progress) -> tuple[NDArray[np.int64], float]:

@@ -37,12 +37,12 @@ from ownlet.shared.store import write_atomic
 from ownlet.simulations.benchmarks.window_cells import (
     Cell,
     WindowTask,
-    epsilon_label,
     make_window_base,
     run_cell,
     setting_of,
 )
 from ownlet.simulations.progress import Silent
+from ownlet.simulations.quality import epsilon_label
 from ownlet.simulations.setting import DataConfig
 from ownlet.simulations.workers import worker_pool
 

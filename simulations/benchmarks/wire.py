@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
         "others": others,
     }
-    write_atomic(options.out, (json.dumps({**told, "rows": rows, "others": others}, indent=1) + "\n").encode())
+    write_atomic(options.out, (json.dumps(told, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
