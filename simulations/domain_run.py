@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ownlet.shared.config import FederationConfig
+from ownlet.shared.config import AdapterConfig, FederationConfig
 from ownlet.shared.domains import save_domains
 from ownlet.shared.errors import ConfigError, DataError, require
+from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import Metric, paired_difference
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.simulations.audit.subject import RunSubject, open_subject
@@ -29,7 +30,7 @@ from ownlet.simulations.progress import Progress
 from ownlet.simulations.setting import keep_columns, prepare
 from ownlet.simulations.store import EventStore
 
-__all__ = ["DomainRow", "DomainRunConfig", "DomainsDone", "run_domains"]
+__all__ = ["DomainRow", "DomainRunConfig", "DomainsDone", "domain_terms", "run_domains"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
 
     Raises:
         DataError: the folder is no run, or its base or data cannot be read.
-        ConfigError: the run published nothing, its devices had no Poisson cohorts, or the data lacks the column.
+        ConfigError: the run published nothing, its devices had no Poisson cohorts, its sums were secure, or the data
+            lacks the column.
     """
     subject = open_subject(config.run)
     if not isinstance(subject, RunSubject):
@@ -105,9 +107,9 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     if subject.adapter is None:
         raise ConfigError(f"run must have published an adapter that domains start from, got none in {config.run}")
     trainer = trainer_of(subject, config.base)
+    terms = domain_terms(config, subject.terms, trainer.config.adapter)
     setting = prepare(keep_columns(trainer.config.data, [(config.column, config.column)]))
     of_device = user_domains(setting.data, setting.device_users.tolist(), config.column, before=1)
-    terms = _terms(config, subject.terms)
     model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     lengths = [len(history) for history in setting.held_out]
     public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, config.column)
@@ -144,14 +146,29 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     )
 
 
-def _terms(config: DomainRunConfig, before: FederationConfig) -> FederationConfig:
-    """Return the settings of every domain's rounds: those of the run, with as many rounds and the noise they take."""
+def domain_terms(config: DomainRunConfig, before: FederationConfig, adapter: AdapterConfig) -> FederationConfig:
+    """Return the settings of every domain's rounds: those of the run, with as many rounds and the noise they take.
+
+    Args:
+        config: what is run.
+        before: of the run; as it was asked for, without what its method adds.
+        adapter: of the run.
+
+    Raises:
+        ConfigError: the run had no Poisson cohorts or no central noise, its sums were secure, or the target is
+            infinite.
+    """
     require(
         before.unit in ("user", "none") and not before.turns and not before.correlated,
         "run must have Poisson cohorts and noise of the server, or none",
         unit=before.unit,
     )
-    terms = replace(before, rounds=config.rounds, patience=0, target_epsilon=math.inf)
+    require(
+        not before.secure.enabled,
+        "run must be one without secure aggregation: a domain is one node here, and every sum of one node is void",
+        secure_aggregation=True,
+    )
+    terms = rounds_for(adapter, replace(before, rounds=config.rounds, patience=0, target_epsilon=math.inf))
     if before.unit == "none" or before.noise_multiplier == 0:
         return terms
     require(math.isfinite(config.target_epsilon), "target_epsilon must be finite", target_epsilon=config.target_epsilon)
