@@ -16,6 +16,7 @@ __all__ = ["OPTIONS", "serve"]
 _AS_SIMULATE = (
     *("base", "data", "columns", "core", "public_before", "nodes", "unit", "target_epsilon", "noise_multiplier"),
     *("rounds", "cohort_rate", "clip_norm", "steps", "learning_rate", "server_learning_rate", "secure_aggregation"),
+    "wire",
     *("window_length", "rank", "method"),
 )
 OPTIONS = {
@@ -68,6 +69,10 @@ def serve(
     secure_aggregation: Annotated[
         bool, typer.Option(help="The server sees only the sum of all nodes, which add the noise; three nodes or more.")
     ] = False,
+    wire: Annotated[
+        Literal["float32", "float16", "int8", "sparse"],
+        typer.Option(help="How deltas travel: 4, 2 or 1 byte per number, or a share of them."),
+    ] = "float32",
     window_length: Annotated[int, typer.Option(min=2, help="Events in a window.")] = 20,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
     method: Annotated[

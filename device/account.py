@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ownlet.device.budget import Budget
 from ownlet.device.ledger import Charge, Ledger
+from ownlet.device.residual_folder import ResidualFolder
 from ownlet.shared.errors import BudgetExceededError, PrivacyError, StateError
 from ownlet.shared.store import write_atomic
 
@@ -44,7 +45,7 @@ class Paid:
 
 
 class Account:
-    """Ledgers and last reply of a node, in one folder."""
+    """Ledgers, last reply and residuals of a node, in one folder."""
 
     def __init__(self, folder: Path, budget: Budget) -> None:
         """Name the folder.
@@ -135,6 +136,11 @@ class Account:
         released = hashlib.sha256(reply).hexdigest()
         for user, number in paid.charges.items():
             self._ledger(user).commit(number, released)
+
+    @property
+    def residuals(self) -> ResidualFolder:
+        """What users' messages left out, with error feedback."""
+        return ResidualFolder(self._folder / "residuals")
 
     @property
     def _reply(self) -> Path:

@@ -21,7 +21,7 @@ from ownlet.device.account import Account, Paid
 from ownlet.device.agreed_sum import AgreedSum
 from ownlet.device.release import charge_of
 from ownlet.device.secure_app import add_secure_sum
-from ownlet.device.sending import Residuals, send
+from ownlet.device.sending import Residuals, send, with_count
 from ownlet.device.shard import Shard, SomeUsers
 from ownlet.device.train import Engine, TrainsParts, local_deltas
 from ownlet.shared.alternate import part_of_round
@@ -92,8 +92,7 @@ def answer(
         coded = sent.coded if len(request.users) == 1 else None
     total = total[places_of_round(request.wire, request.round, len(total))]
     if request.counts:
-        total = np.append(total, count)
-        coded = None if coded is None else np.concatenate([coded, np.frombuffer(np.float32(count).tobytes(), np.uint8)])
+        total, coded = with_count(total, coded, count)
     return TrainReply(
         total=total.astype(np.float32),
         coded=coded,
@@ -216,9 +215,11 @@ def make_client_app(
         simulated: the users are simulated, so the server may choose the seed of their masks and noise. A node of real
             users refuses one: who knows the seed can take the noise away again. A node may say so by its own context.
         on_users: for progress where the app runs in the watcher's process; see ``answer``.
-        residuals: where devices keep what their messages leave out; without it a node refuses error feedback.
+        residuals: where devices without an account keep what their messages leave out; without either a node refuses
+            error feedback.
         load_account: gives the users' privacy account; every user is then charged before training, one whose budget
             is spent contributes zero, and the same request is answered with the same reply; in a secure sum, once.
+            What messages leave out is kept in its folder.
     """
     app = ClientApp()
 
@@ -258,7 +259,8 @@ def make_client_app(
         if kept is None:
             paid = _charged(account, request, shard)
             some = SomeUsers(shard, paid.users)
-            kept = records_to_bytes(reply_to_records(answer(request, some, on_users=on_users, residuals=residuals)))
+            left = account.residuals.of_round(request, shard.engine.spec, run=context.run_id, users=paid.users)
+            kept = records_to_bytes(reply_to_records(answer(request, some, on_users=on_users, residuals=left)))
             account.keep(content, kept, paid)
         return Message(records_from_bytes(kept), reply_to=message)
 

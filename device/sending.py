@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from ownlet.shared.errors import FederationError
 
 if TYPE_CHECKING:  # importing it would load Flower
     from ownlet.shared.wire import TrainRequest
+    from ownlet.shared.wire_config import WireConfig
 
-__all__ = ["MemoryResiduals", "Residuals", "Sent", "send"]
+__all__ = ["MemoryResiduals", "Residuals", "Sent", "code_deltas", "send", "with_count"]
 
 
 class Residuals(Protocol):
@@ -60,10 +61,12 @@ class Sent:
 
     Args:
         deltas: (users, num_trainable) what the server decodes, each within C.
+        left: (users, num_trainable) what their messages left out, with what earlier ones had.
         coded: of the last user, the message itself where it is not float32 numbers.
     """
 
     deltas: NDArray[np.float32]
+    left: NDArray[np.float32]
     coded: NDArray[np.uint8] | None = None
 
 
@@ -86,14 +89,41 @@ def send(
     Raises:
         FederationError: error feedback, and nowhere to keep anything.
     """
-    wire, bound, size = request.wire, request.clip_norm, clipped.shape[1]
+    wire, size = request.wire, clipped.shape[1]
+    kept = _kept(residuals, users, request, size) if wire.error_feedback else None
+    sent = code_deltas(clipped, wire, request.clip_norm, request.round, coins, kept)
+    if wire.error_feedback and residuals is not None:
+        for user, rest in zip(users, sent.left, strict=True):
+            residuals.keep(user, request.base_hash, rest)
+    return sent
+
+
+def code_deltas(
+    clipped: NDArray[np.float32],
+    wire: WireConfig,
+    bound: float,
+    round_number: int,
+    coins: Sequence[Coins],
+    kept: NDArray[np.float32] | None = None,
+) -> Sent:
+    """Code deltas as ``send`` does, from plain values.
+
+    Args:
+        clipped: (users, num_trainable) each within ``bound``.
+        wire: the form.
+        bound: C.
+        round_number: from 1; which numbers travel follows from it where the form is sparse.
+        coins: of each device, where its message is rounded.
+        kept: (users, num_trainable) what earlier messages left out, with error feedback.
+    """
     if wire.name == "float32":
-        return Sent(deltas=clipped)
-    places = places_of_round(wire, request.round, size)
+        return Sent(deltas=clipped, left=np.zeros_like(clipped))
+    size = clipped.shape[1]
+    places = places_of_round(wire, round_number, size)
     gain = size / len(places)
     wanted = clipped
-    if wire.error_feedback:
-        wanted, gain = clip_to_norm(clipped + _kept(residuals, users, request, size), bound * gain), 1.0
+    if kept is not None:
+        wanted, gain = clip_to_norm(clipped + kept, bound * gain), 1.0
     if wire.name == "sparse":
         deltas, coded = thin(wanted, places, bound, gain), None
         left = wanted.copy()
@@ -102,10 +132,16 @@ def send(
         messages = [encode(row, wire, bound, coin) for row, coin in zip(wanted, coins, strict=True)]  # one device each
         deltas, coded = np.stack([decode(message, wire, np.inf) for message in messages]), messages[-1]
         left = wanted - deltas
-    if wire.error_feedback and residuals is not None:
-        for user, rest in zip(users, left, strict=True):
-            residuals.keep(user, request.base_hash, rest)
-    return Sent(deltas=deltas, coded=coded)
+    return Sent(deltas=deltas, left=left, coded=coded)
+
+
+def with_count(
+    total: NDArray[Any], coded: NDArray[np.uint8] | None, count: float
+) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """Return what is sent with the count of an adaptive clip behind it: of a sum (n,), and of a code in float32."""
+    if coded is not None:
+        coded = np.concatenate([coded, np.frombuffer(np.float32(count).tobytes(), np.uint8)])
+    return np.append(total, total.dtype.type(count)), coded
 
 
 def _kept(residuals: Residuals | None, users: Sequence[int], request: TrainRequest, size: int) -> NDArray[np.float32]:

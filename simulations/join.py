@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import load_pem_x509_certificate
 
+from ownlet.device.account import Account
 from ownlet.device.budget import Budget
 from ownlet.shared.base import save_base_weights
 from ownlet.shared.errors import ConfigError, require
@@ -127,7 +128,8 @@ def prepare_node(
         assert base is not None
         weights, store = state / "base.safetensors", state / "store"
         save_base_weights(weights, load_base(base))
-        hosted, population = write_node_store(store, base, data, place, simulated=simulated)
+        left = Account(state, budget).residuals
+        hosted, population = write_node_store(store, base, data, place, simulated=simulated, residuals=left)
         settings = NodeSettings(state=state, base=weights, store=store, simulated=simulated, budget=budget)
         part = f"partition {place.partition} of {place.num_partitions}"
         told = f"hosts {hosted} users, {part}; users are numbered below {population}"

@@ -7,24 +7,28 @@ In a comparison with a simulation every node has the simulation's data and keeps
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.device.residual_folder import ResidualFolder
 from ownlet.shared.errors import DataError
 from ownlet.shared.interactions import History, Interactions, Item
 from ownlet.shared.wire import Place, partition_of
 from ownlet.simulations.fleet import fleet_of_data
 from ownlet.simulations.pretrain import load_catalogue
 from ownlet.simulations.setting import DataConfig, load_interactions
-from ownlet.simulations.store import StoreWriter
+from ownlet.simulations.store import EventStore, StoreWriter
 
-__all__ = ["own_users", "simulated_users", "write_node_store"]
+__all__ = ["forget_others", "own_users", "simulated_users", "write_node_store"]
 
 
-def write_node_store(folder: Path, base: Path, data: DataConfig, place: Place, *, simulated: bool) -> tuple[int, int]:
+def write_node_store(
+    folder: Path, base: Path, data: DataConfig, place: Place, *, simulated: bool, residuals: ResidualFolder
+) -> tuple[int, int]:
     """Write the store of a node's users; return how many it hosts, and how many users the population has at the least.
 
     Args:
@@ -33,6 +37,7 @@ def write_node_store(folder: Path, base: Path, data: DataConfig, place: Place, *
         data: where the interactions are.
         place: the node's partition.
         simulated: the data is that of the whole simulation, split and numbered as ``ownlet simulate`` does.
+        residuals: made of the histories that were there before; see ``forget_others``.
 
     Raises:
         DataError: unreadable, or no user with an item of the catalogue.
@@ -42,10 +47,31 @@ def write_node_store(folder: Path, base: Path, data: DataConfig, place: Place, *
     hosted = sum(len(history) > 0 for history in histories)
     if not hosted:
         raise DataError(f"data must hold users of partition {place.partition} with known items, got none")
+    forget_others(residuals, folder, histories)  # first: were this cut short, none would outlive its events
     with StoreWriter(folder, name="node", items=catalogue, overwrite=True) as writer:
         for history in histories:
             writer.append(history, np.array([len(history)], dtype=np.int64))
     return hosted, len(histories)
+
+
+def forget_others(residuals: ResidualFolder, store: Path, histories: Sequence[History]) -> None:
+    """Delete residuals of users whose history does not go on from where it was: of events that are gone, or of another
+    person who has the number now.
+
+    Args:
+        residuals: of the node.
+        store: with the histories that they were made of.
+        histories: user number -> what takes their place.
+    """
+    users = residuals.users()
+    before: dict[int, History] = {}
+    with suppress(DataError):
+        old = EventStore.open(store)
+        before = {user: old.history(user) for user in users if user < old.num_users}
+    for user in users:
+        was = before.get(user)
+        if was is None or user >= len(histories) or not np.array_equal(was, histories[user][: len(was)]):
+            residuals.forget(user)
 
 
 def own_users(data: Interactions, catalogue: Iterable[Item], place: Place) -> list[History]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 
 from ownlet.device.client import make_client_app
+from ownlet.device.sending import MemoryResiduals
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
@@ -84,11 +85,21 @@ def replay(
         rounds: what came of them.
         num_users: N.
         num_nodes: partitions of the population.
+
+    Raises:
+        ConfigError: no seed; or error feedback, and a reply that is missing: whether its node trained, and so kept what
+            it left out, the server's record does not say.
     """
     require(config.seed is not None, "seed must be set in a run that is run again", seed=config.seed)
+    missing = [record.round for record in rounds if record.num_admitted < record.num_nodes]
+    require(
+        not (config.wire.error_feedback and missing),
+        "every reply must have entered a run with error feedback that is run again",
+        rounds=missing,
+    )
     shard = StoreShard(engine, store, config.windows)
     grid = RecordedGrid(
-        make_client_app(lambda context: shard, simulated=True),
+        make_client_app(lambda context: shard, simulated=True, residuals=MemoryResiduals()),
         num_nodes,
         {record.round: record.admitted for record in rounds},
     )

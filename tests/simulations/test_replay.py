@@ -7,6 +7,7 @@ import pytest
 
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.errors import ConfigError, DataError
+from ownlet.shared.wire_config import WireConfig
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.replay import read_rounds, replay
 from ownlet.simulations.run import simulate
@@ -45,3 +46,16 @@ def test_a_file_that_holds_no_rounds_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rounds.json").write_text('[{"round": 1}]')
     with pytest.raises(DataError, match="rounds must be those of a deployed run"):
         read_rounds(tmp_path / "rounds.json")
+
+
+def test_error_feedback_is_run_again_only_where_no_reply_is_missing(tiny: Any) -> None:
+    rng = np.random.default_rng(1)
+    store = EventStore.of([rng.integers(1, 50, size=8) for _ in range(12)])
+    engine = CohortEngine(tiny.model, tiny.spec)
+    config = replace(CONFIG, wire=WireConfig(name="int8", error_feedback=True))
+    whole = simulate(engine, store, tiny.vector, config, num_nodes=3)
+    again = replay(engine, store, tiny.vector, config, whole.rounds, num_users=12, num_nodes=3)
+    np.testing.assert_array_equal(again.vector, whole.vector)
+    fewer = [replace(record, admitted=(0,), num_admitted=1) for record in whole.rounds]
+    with pytest.raises(ConfigError, match="every reply must have entered a run with error feedback"):
+        replay(engine, store, tiny.vector, config, fewer, num_users=12, num_nodes=3)
