@@ -44,11 +44,19 @@ class Judging:
     Args:
         judge: after a round; see ``early_stop.Judge``.
         quality: NDCG@10 of the base and of an adapter (P,), which decide about its publication.
+        length: the adapter (P,) on the way from the first of two (P,) to the second, or beyond it, and how far as a
+            share of that way; it reads released adapters and public users only, so it costs no privacy.
     """
 
     judge: Judge
     quality: Callable[[Vector], PublicQuality]
+    length: Callable[[Vector, Vector], tuple[Vector, float]]
 
+
+_UNSCALED = (
+    "unit window without public users (--base with --data): nobody chooses the length of the rounds' step, the adapter "
+    "is left unscaled and may be below the base"
+)
 
 LoadJudging = Callable[[Mapping[str, Any], FederationConfig], Judging]
 
@@ -81,6 +89,8 @@ def setup_of(folder: ServeFolder, load_judging: LoadJudging) -> ServerSetup:
     config = deployment.config
     judging = None if deployment.judging is None else load_judging(deployment.judging, config)
     status = RunStatus(config, f"ownlet serve: {folder.root.name}")
+    if judging is None and config.unit == "window":
+        _log.warning(_UNSCALED)
     if folder.checkpoint.exists():
         _log.info("going on from %s", folder.checkpoint)
 
@@ -93,7 +103,7 @@ def setup_of(folder: ServeFolder, load_judging: LoadJudging) -> ServerSetup:
         write_rounds(folder.rounds, result.rounds)
         if result.stopped:
             _log.info("stopped: %s", result.stopped)
-        _log.info(leave_outcome(folder, spec, first_version, config, result, judging))
+        _log.info(leave_outcome(folder, (spec, vector, first_version), config, result, judging))
 
     return ServerSetup(
         config=config,
@@ -116,8 +126,7 @@ def setup_of(folder: ServeFolder, load_judging: LoadJudging) -> ServerSetup:
 
 def leave_outcome(
     folder: ServeFolder,
-    spec: AdapterSpec,
-    first_version: int,
+    start: tuple[AdapterSpec, Vector, int],
     config: FederationConfig,
     result: FederationResult,
     judging: Judging | None,
@@ -126,25 +135,32 @@ def leave_outcome(
 
     Args:
         folder: of the run.
-        spec: of the adapter.
-        first_version: of the adapter of the start.
+        start: spec, vector (P,) and version of the adapter that the run began with.
         config: of the run.
         result: what the run ended with.
         judging: None where nothing is judged, so that the adapter cannot be published.
     """
+    spec, first, first_version = start
     version = first_version + result.version
     told = f"adapter version {version} in {folder.adapter}"
     if judging is None:
         (folder.root / PUBLICATION_FILE).unlink(missing_ok=True)  # of an outcome that was judged
         save_adapter(folder.adapter, spec, result.vector, version=version)
-        return f"{told}, not judged on public users"
-    quality = judging.quality(result.vector)
+        return f"{told}, not judged on public users" + (f"; {_UNSCALED}" if config.unit == "window" else "")
+    vector, length = judging.length(first, result.vector)
+    quality = judging.quality(vector)
     spent = spent_by(config, result)
     measured = f"NDCG@10 {quality.adapter:.4f} on held-out public users, base {quality.base:.4f}"
+    if config.unit == "window":
+        measured += f", best at {length:g} of the rounds' step"
+    if length == 0:
+        (folder.root / PUBLICATION_FILE).unlink(missing_ok=True)
+        folder.adapter.unlink(missing_ok=True)
+        return f"not published: public users found no part of the rounds' step better than the start, {measured}"
     left = leave_publication(
         folder.root,
         spec,
-        result.vector,
+        vector,
         version=version,
         quality=quality.adapter,
         base_quality=quality.base,

@@ -59,6 +59,7 @@ def load_judging(values: Mapping[str, Any], config: FederationConfig) -> Judging
     from ownlet.shared.lora import attach_spec
     from ownlet.simulations.evaluate import mean_ndcg, public_quality
     from ownlet.simulations.fleet import fleet_of_data
+    from ownlet.simulations.line_search import chosen_length
     from ownlet.simulations.pretrain import load_base
 
     judging = JudgingConfig.from_plain(values)
@@ -74,7 +75,10 @@ def load_judging(values: Mapping[str, Any], config: FederationConfig) -> Judging
     def quality(vector: Vector) -> PublicQuality:
         return public_quality(model, spec, vector, validation)
 
-    return Judging(judge=judge, quality=quality)
+    def length(start: Vector, vector: Vector) -> tuple[Vector, float]:
+        return chosen_length(config, model, spec, start, vector, validation)
+
+    return Judging(judge=judge, quality=quality, length=length)
 
 
 def server_app() -> ServerApp:

@@ -38,7 +38,7 @@ from ownlet.simulations.cross_covariance import CrossCovarianceEngine, cross_cov
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import mean_ndcg, model_ranks, public_quality
 from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
-from ownlet.simulations.line_search import best_length
+from ownlet.simulations.line_search import chosen_length
 from ownlet.simulations.pretrain import load_base, load_catalogue
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
@@ -260,10 +260,8 @@ def run_federated(
         )
     if status is not None:
         status.finish(result.stopped)
-    length = 1.0
-    if config.federation.unit == "window":
-        vector, length = best_length(model, spec, start, result.vector, fleet.validation)
-        result = replace(result, vector=vector)
+    vector, length = chosen_length(config.federation, model, spec, start, result.vector, fleet.validation)
+    result = replace(result, vector=vector)
     published = None
     if length > 0:
         quality_public = public_quality(model, spec, result.vector, fleet.validation)

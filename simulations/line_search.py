@@ -12,13 +12,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from ownlet.shared.adapter import AdapterSpec, Vector
+from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.recommender import Recommender
 from ownlet.simulations.evaluate import Cases, mean_ndcg
 
-__all__ = ["LENGTHS", "best_length", "scaled"]
+__all__ = ["LENGTHS", "best_length", "chosen_length", "scaled"]
 
 LENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0)
+
+
+def chosen_length(
+    config: FederationConfig, model: Recommender, spec: AdapterSpec, start: Vector, vector: Vector, validation: Cases
+) -> tuple[Vector, float]:
+    """Return what a run ends with, (P,), and the length of its way: chosen under the unit ``window``, else 1.
+
+    Args:
+        config: of the run.
+        model: the base, prepared with ``attach``.
+        spec: the adapter's spec.
+        start: (P,) the adapter that the rounds began with.
+        vector: (P,) the adapter that they ended with.
+        validation: held-out public cases.
+    """
+    if config.unit != "window":
+        return vector, 1.0
+    return best_length(model, spec, start, vector, validation)
 
 
 def best_length(

@@ -25,8 +25,8 @@ from ownlet.server.registry import Registry
 from ownlet.server.rounds import FederationResult
 from ownlet.server.serve import Link, require_status_port
 from ownlet.server.shim_app import write_shim_app
-from ownlet.shared.adapter import AdapterSpec, LayerShape, load_adapter, save_adapter
-from ownlet.shared.config import FederationConfig
+from ownlet.shared.adapter import AdapterSpec, LayerShape, Vector, load_adapter, save_adapter
+from ownlet.shared.config import FederationConfig, Plan
 from ownlet.shared.errors import ConfigError, DataError, FederationError, StateBusyError
 from ownlet.shared.flower_process import free_port
 from ownlet.shared.metrics import PublicQuality
@@ -151,7 +151,11 @@ def test_the_outcome_is_written_with_a_version_above_that_of_the_start(tmp_path:
 
 
 def judged(base: float, adapter: float) -> Judging:
-    return Judging(judge=lambda number, vector: 0.0, quality=lambda vector: PublicQuality(base=base, adapter=adapter))
+    return Judging(
+        judge=lambda number, vector: 0.0,
+        quality=lambda vector: PublicQuality(base=base, adapter=adapter),
+        length=lambda start, vector: (vector, 1.0),
+    )
 
 
 JUDGED = Deployment(config=FederationConfig(), num_users=9, num_nodes=3, judging={"x": 1})
@@ -198,6 +202,63 @@ def test_an_adapter_that_nobody_judged_is_left_but_cannot_be_published(tmp_path:
     assert folder.adapter.exists()
     with pytest.raises(DataError, match=r"run folder must hold publication\.json"):
         read_publication(folder.root)
+
+
+WINDOW = FederationConfig(
+    unit="window", noise_multiplier=0.0, plan=Plan(steps=1, clip_norm=0.1, noise_multiplier=1.0), clip_norm=0.4
+)
+MOVED = replace(RESULT, vector=START + 2)
+
+
+def halved(base: float, adapter: float, length: float) -> Judging:
+    """Public users who like only a part of the way, and judge that part."""
+
+    def quality(vector: Vector) -> PublicQuality:
+        np.testing.assert_allclose(vector, START + 2 * length, atol=1e-6)
+        return PublicQuality(base=base, adapter=adapter)
+
+    return replace(
+        judged(base, adapter), length=lambda start, end: (start + length * (end - start), length), quality=quality
+    )
+
+
+def window_outcome(folder: ServeFolder, judging: Judging | None, caplog: pytest.LogCaptureFixture) -> str:
+    """Let a window-level run end, and return what it told."""
+    replace(JUDGED, config=WINDOW, judging=None if judging is None else {"x": 1}).save(folder.settings)
+    with caplog.at_level("INFO", "ownlet"):
+        setup = setup_of(folder, lambda values, config: judging or pytest.fail("nothing is judged here"))
+        assert setup.on_result is not None
+        setup.on_result(MOVED)
+    return caplog.text
+
+
+def test_public_users_choose_how_far_a_window_level_run_goes(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = folder_of(tmp_path, JUDGED, version=5)
+    told = window_outcome(folder, halved(0.25, 0.26, 0.5), caplog)
+    np.testing.assert_allclose(load_adapter(folder.adapter)[1], START + 1, atol=1e-6)
+    assert read_publication(tmp_path).quality == 0.26
+    assert "best at 0.5 of the rounds' step" in told
+    assert "unscaled" not in told
+
+
+def test_a_window_level_run_that_public_users_like_no_part_of_is_not_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = folder_of(tmp_path, JUDGED)
+    window_outcome(folder, halved(0.25, 0.26, 1.0), caplog)
+    assert folder.adapter.exists()
+    assert "not published: public users found no part" in window_outcome(folder, halved(0.25, 0.25, 0.0), caplog)
+    assert not folder.adapter.exists()
+    assert not (tmp_path / PUBLICATION_FILE).exists()
+
+
+def test_a_window_level_run_without_public_users_says_at_both_ends_that_it_is_unscaled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = folder_of(tmp_path, JUDGED)
+    told = window_outcome(folder, None, caplog)
+    assert told.count("nobody chooses the length of the rounds' step, the adapter is left unscaled") == 2
+    np.testing.assert_array_equal(load_adapter(folder.adapter)[1], START + 2)
 
 
 def metrics_of(port: int) -> str:

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from ownlet.shared.adapter import initial_adapter
-from ownlet.shared.config import AdapterConfig, ModelConfig
+from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.model import SASRec
+from ownlet.shared.window_mode import window_federation
 from ownlet.simulations.evaluate import all_positions, mean_ndcg
-from ownlet.simulations.line_search import LENGTHS, best_length, scaled
+from ownlet.simulations.line_search import LENGTHS, best_length, chosen_length, scaled
 
 
 def world():
@@ -44,3 +45,15 @@ def test_the_best_length_is_the_one_that_the_cases_like_best():
 def test_of_equals_the_shortest_wins():
     model, spec, start, cases = world()
     assert best_length(model, spec, start, start, cases)[1] == 0.0
+
+
+def test_only_a_window_level_run_has_its_length_chosen():
+    model, spec, start, cases = world()
+    far = start.copy()
+    far[spec.trainable] = np.random.default_rng(1).normal(0, 3.0, spec.num_trainable)
+    window = chosen_length(window_federation(1.0), model, spec, start, far, cases)
+    best = best_length(model, spec, start, far, cases)
+    assert window[1] == best[1] != 1.0
+    np.testing.assert_array_equal(window[0], best[0])
+    kept, length = chosen_length(FederationConfig(), model, spec, start, far, cases)
+    assert (length, kept is far) == (1.0, True)
