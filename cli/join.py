@@ -32,6 +32,14 @@ def join(
     ] = None,
     budget: Annotated[float, typer.Option(help="Epsilon that each user may ever spend; inf: no limit.")] = 8.0,
     budget_delta: Annotated[float, typer.Option(help="The delta at which that is taken.")] = 1e-6,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train only the first so many rows of every A and columns of every B, on a machine too weak for more. "
+            "At most the run's rank for this partition (federation.ranks of the server), which is the default.",
+        ),
+    ] = None,
     simulated: Annotated[
         bool,
         typer.Option(
@@ -72,6 +80,7 @@ def join(
         device_state=device_state,
         simulated=simulated,
         budget=Budget(epsilon=budget, dp_delta=budget_delta),
+        rank=rank,
     )
     typer.echo(told)
     run_node(state, place, connection, typer.echo)

@@ -122,7 +122,12 @@ class Deployment:
 
     def __post_init__(self) -> None:
         require(self.num_users >= 1, "num_users must be at least 1", num_users=self.num_users)
-        require(not self.config.ranks, "ranks must not differ in a deployed run", ranks=self.config.ranks)
+        ranks = self.config.ranks
+        require(
+            not ranks or self.num_nodes % len(ranks) == 0,
+            f"nodes must be a multiple of the {len(ranks)} ranks",
+            nodes=self.num_nodes,
+        )
         require(
             self.config.patience == 0 or self.judging is not None,
             "judging data must be given where a run has patience",
@@ -164,6 +169,7 @@ def public_config(deployment: Deployment, spec: AdapterSpec) -> dict[str, str | 
     windows = deployment.config.windows
     return {
         "adapter-spec": spec.to_json(),
+        "ranks": ",".join(str(rank) for rank in deployment.config.ranks),
         "windows.window-length": windows.window_length,
         "windows.context-length": windows.context_length,
     }

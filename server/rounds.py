@@ -36,7 +36,7 @@ from ownlet.shared.alternate import part_of_round, places_of_part, spec_of_part
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import require
 from ownlet.shared.privacy import epsilon, event_to_json
-from ownlet.shared.ranks import rank_weights, users_of_rank
+from ownlet.shared.ranks import check_ranks, rank_weights, users_of_rank
 
 __all__ = ["FederationResult", "OnRound", "run_rounds"]
 
@@ -105,10 +105,7 @@ def run_rounds(
         FederationError: too few nodes connect in time, or the checkpoint is of another run.
     """
     check_split(config, num_users)
-    if config.ranks:
-        require(
-            max(config.ranks) == spec.rank, f"largest of ranks must be the adapter's, {spec.rank}", ranks=config.ranks
-        )
+    check_ranks(spec, config.ranks)
     if config.alternate:
         spec_of_part(spec, "a")  # raises where there is none
     state = ServerState.start(config, spec, vector, num_users)

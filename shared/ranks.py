@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.errors import require
 
-__all__ = ["low_rank_spec", "places_of", "rank_weights", "users_of_rank"]
+__all__ = ["check_ranks", "low_rank_spec", "places_of", "rank_of_node", "rank_weights", "users_of_rank"]
 
 
 def low_rank_spec(spec: AdapterSpec, rank: int) -> AdapterSpec:
@@ -29,6 +29,39 @@ def low_rank_spec(spec: AdapterSpec, rank: int) -> AdapterSpec:
     require(spec.form == "lora", "ranks must be of an adapter of the form lora", form=spec.form)
     require(1 <= rank <= spec.rank, f"rank must be in 1..{spec.rank}", rank=rank)
     return replace(spec, rank=rank, alpha=spec.alpha * rank / spec.rank)
+
+
+def check_ranks(spec: AdapterSpec, ranks: Sequence[int]) -> None:
+    """Check the ranks of a run against its adapter.
+
+    Raises:
+        ConfigError: the largest is not the adapter's, or its numbers have no ranks.
+    """
+    if ranks:
+        require(max(ranks) == spec.rank, f"largest of ranks must be the adapter's, {spec.rank}", ranks=tuple(ranks))
+        low_rank_spec(spec, min(ranks))
+
+
+def rank_of_node(spec: AdapterSpec, ranks: Sequence[int], partition: int, own: int | None = None) -> int:
+    """Return the rank that a node trains.
+
+    A node may take less than the run has for it, so that the server divides by too many users and its numbers beyond
+    move less. It may not take more: the server would divide by too few, and move them too far.
+
+    Args:
+        spec: of the run's adapter.
+        ranks: of the run; empty where all are the adapter's.
+        partition: that the node hosts.
+        own: what the node is set to; None takes what the run has for it.
+
+    Raises:
+        ConfigError: more than the run has for it, or an adapter whose numbers have no ranks.
+    """
+    most = ranks[partition % len(ranks)] if ranks else spec.rank
+    if own is None:
+        return most
+    require(own <= most, f"rank of the node must be at most {most}, the run's for partition {partition}", rank=own)
+    return low_rank_spec(spec, own).rank
 
 
 def places_of(spec: AdapterSpec, rank: int) -> NDArray[np.int64]:

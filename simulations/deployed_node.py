@@ -21,9 +21,12 @@ from flwr.clientapp import ClientApp
 
 from ownlet.device.account import Account
 from ownlet.device.budget import Budget
-from ownlet.device.client import Shard, make_client_app
+from ownlet.device.client import Shard, make_client_app, place_of
+from ownlet.device.low_rank import LowRankEngine
+from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import WindowConfig
 from ownlet.shared.errors import DataError, FederationError
+from ownlet.shared.ranks import low_rank_spec, rank_of_node
 from ownlet.shared.store import write_atomic
 from ownlet.shared.windows import Windows
 
@@ -47,6 +50,7 @@ class NodeSettings:
         bundle: of a device; None for a node with users.
         device_state: the device's state folder, as ``Personalizer`` keeps it.
         simulated: the users are simulated, so the server may choose their randomness.
+        rank: that the node trains; None takes what the run has for its partition.
         budget: of each user, or of the device.
     """
 
@@ -56,6 +60,7 @@ class NodeSettings:
     bundle: Path | None = None
     device_state: Path | None = None
     simulated: bool = False
+    rank: int | None = None
     budget: Budget = field(default_factory=Budget)
 
     def save(self, path: Path) -> None:
@@ -112,7 +117,10 @@ def make_node_app(settings: NodeSettings) -> ClientApp:
     def load_shard(context: Context) -> Shard:
         run = context.run_config
         windows = (int(run["windows.window-length"]), int(run["windows.context-length"]))
-        return _shard(settings, str(run["adapter-spec"]), *windows)
+        spec = AdapterSpec.from_json(str(run["adapter-spec"]))
+        ranks = [int(rank) for rank in str(run.get("ranks", "")).split(",") if rank]
+        rank = rank_of_node(spec, ranks, place_of(context).partition, settings.rank)
+        return _shard(settings, spec, rank, *windows)
 
     return make_client_app(
         load_shard,
@@ -122,8 +130,8 @@ def make_node_app(settings: NodeSettings) -> ClientApp:
 
 
 @functools.lru_cache(maxsize=1)
-def _shard(settings: NodeSettings, spec_text: str, window_length: int, context_length: int) -> NodeShard:
-    from ownlet.shared.adapter import AdapterSpec, hash_state
+def _shard(settings: NodeSettings, spec: AdapterSpec, rank: int, window_length: int, context_length: int) -> NodeShard:
+    from ownlet.shared.adapter import hash_state
     from ownlet.shared.base import load_base_weights
     from ownlet.shared.lora import attach_spec
     from ownlet.simulations.cohort import CohortEngine
@@ -131,13 +139,16 @@ def _shard(settings: NodeSettings, spec_text: str, window_length: int, context_l
 
     assert settings.base is not None
     assert settings.store is not None
-    model, spec = load_base_weights(settings.base), AdapterSpec.from_json(spec_text)
+    model = load_base_weights(settings.base)
     base_hash = hash_state(model.state_dict())
     if spec.base_hash != base_hash:
         raise FederationError(f"base must be {base_hash[:12]}, got a run for {spec.base_hash[:12]}")
     attach_spec(model, spec)
     windows = WindowConfig(window_length=window_length, context_length=context_length)
-    return NodeShard(CohortEngine(model, spec), EventStore.open(settings.store), windows)
+    engine: Engine = CohortEngine(model, low_rank_spec(spec, rank) if rank < spec.rank else spec)
+    if rank < spec.rank:
+        engine = LowRankEngine(engine, spec)
+    return NodeShard(engine, EventStore.open(settings.store), windows)
 
 
 def node_app() -> ClientApp:

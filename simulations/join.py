@@ -98,11 +98,12 @@ def prepare_node(
     device_state: Path | None,
     simulated: bool,
     budget: Budget,
+    rank: int | None = None,
 ) -> str:
     """Write what the node's processes read into its folder, and say in words what it hosts.
 
     Raises:
-        ConfigError: neither users nor a device, or both.
+        ConfigError: neither users nor a device, or both; or a rank for a device.
         DataError: base or data cannot be read, or there is nobody.
     """
     require(
@@ -122,6 +123,7 @@ def prepare_node(
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     if is_device:
         require(not simulated, "simulated must not be set for a device", simulated=simulated)
+        require(rank is None, "rank must not be set for a device, whose bundle trains its own", rank=rank)
         settings = NodeSettings(state=state, bundle=bundle, device_state=device_state, budget=budget)
         told = f"hosts a device, user {place.partition} of {place.num_partitions}"
     else:
@@ -130,7 +132,7 @@ def prepare_node(
         save_base_weights(weights, load_base(base))
         left = Account(state, budget).residuals
         hosted, population = write_node_store(store, base, data, place, simulated=simulated, residuals=left)
-        settings = NodeSettings(state=state, base=weights, store=store, simulated=simulated, budget=budget)
+        settings = NodeSettings(state=state, base=weights, store=store, simulated=simulated, rank=rank, budget=budget)
         part = f"partition {place.partition} of {place.num_partitions}"
         told = f"hosts {hosted} users, {part}; users are numbered below {population}"
         if simulated:

@@ -7,13 +7,13 @@ replies (``server/combine.py``). So the adapter must be the same too; that is ho
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
-from ownlet.device.client import make_client_app
+from ownlet.device.client import make_client_app, place_of
 from ownlet.device.sending import MemoryResiduals
 from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
@@ -22,7 +22,7 @@ from ownlet.shared.adapter import Vector
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import DataError, require
 from ownlet.simulations.grid import Answer, Call, InProcessGrid
-from ownlet.simulations.run import simulate
+from ownlet.simulations.run import engines_of_ranks, simulate
 from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.store import EventStore
 
@@ -74,6 +74,7 @@ def replay(
     *,
     num_users: int,
     num_nodes: int,
+    engine_of_rank: Callable[[int], Engine] | None = None,
 ) -> FederationResult:
     """Run the rounds again without an interruption, with the replies that entered them.
 
@@ -85,10 +86,12 @@ def replay(
         rounds: what came of them.
         num_users: N.
         num_nodes: partitions of the population.
+        engine_of_rank: makes the engines of nodes of smaller ranks; needed where the config has ``ranks``. A node that
+            trained less than these say cannot be run again.
 
     Raises:
-        ConfigError: no seed; or error feedback, and a reply that is missing: whether its node trained, and so kept what
-            it left out, the server's record does not say.
+        ConfigError: no seed; ranks, and no engines of them; or error feedback, and a reply that is missing: whether
+            its node trained, and so kept what it left out, the server's record does not say.
     """
     require(config.seed is not None, "seed must be set in a run that is run again", seed=config.seed)
     missing = [record.round for record in rounds if record.num_admitted < record.num_nodes]
@@ -97,9 +100,14 @@ def replay(
         "every reply must have entered a run with error feedback that is run again",
         rounds=missing,
     )
-    shard = StoreShard(engine, store, config.windows)
+    engines = engines_of_ranks(engine, config, num_nodes, engine_of_rank)
+    shards = [StoreShard(one, store, config.windows) for one in engines]
     grid = RecordedGrid(
-        make_client_app(lambda context: shard, simulated=True, residuals=MemoryResiduals()),
+        make_client_app(
+            lambda context: shards[place_of(context).partition % len(shards)],
+            simulated=True,
+            residuals=MemoryResiduals(),
+        ),
         num_nodes,
         {record.round: record.admitted for record in rounds},
     )

@@ -22,7 +22,7 @@ from ownlet.simulations.grid import InProcessGrid, run_apps
 from ownlet.simulations.shard import StoreShard
 from ownlet.simulations.store import EventStore
 
-__all__ = ["simulate"]
+__all__ = ["engines_of_ranks", "simulate"]
 
 
 def simulate(
@@ -67,7 +67,7 @@ def simulate(
         FederationError: no round could be run.
     """
     if grid is None:
-        engines = [engine] if not config.ranks else _engines_of_ranks(engine, config, num_nodes, engine_of_rank)
+        engines = engines_of_ranks(engine, config, num_nodes, engine_of_rank)
         shards = [StoreShard(one, store, config.windows, held_out=held_out) for one in engines]
         app = make_client_app(
             lambda context: shards[place_of(context).partition % len(shards)],
@@ -97,11 +97,23 @@ def simulate(
     return found[0]
 
 
-def _engines_of_ranks(
+def engines_of_ranks(
     engine: Engine, config: FederationConfig, num_nodes: int, engine_of_rank: Callable[[int], Engine] | None
 ) -> list[Engine]:
-    """Return one engine per entry of ``config.ranks``, which is that of partition p modulo their number."""
+    """Return the engines of nodes: that of partition p is the one at p modulo their number.
+
+    Args:
+        engine: of the adapter's rank.
+        config: with the ranks of devices, where they differ.
+        num_nodes: partitions.
+        engine_of_rank: makes an engine of a smaller rank.
+
+    Raises:
+        ConfigError: ranks differ, and there is nothing to make engines with or the nodes are no multiple of them.
+    """
     ranks = config.ranks
+    if not ranks:
+        return [engine]
     require(engine_of_rank is not None, "engine_of_rank must be given where devices differ in rank", ranks=ranks)
     assert engine_of_rank is not None
     divides = num_nodes % len(ranks) == 0

@@ -13,6 +13,7 @@ from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.manifest import ADAPTER_FILE, read_manifest
 from ownlet.shared.methods import rounds_for
+from ownlet.shared.ranks import check_ranks
 from ownlet.simulations.deployed_server import JudgingConfig
 from ownlet.simulations.federated_run import FederatedRunConfig
 from ownlet.simulations.fleet import fleet_of_data
@@ -58,8 +59,11 @@ def prepare_server(
         seed=federation.seed,
     )
     secure = federation.secure.enabled
+    no_ranks = bundle is None or not federation.ranks
+    require(no_ranks, "ranks must be equal with a bundle, whose program trains all of it", ranks=federation.ranks)
     require(not (secure and bundle), "secure aggregation must go with a base: one device takes no part", bundle=bundle)
     spec, vector, version = _start_of_bundle(bundle, federation) if bundle is not None else _start(config)
+    check_ranks(spec, federation.ranks)
     judging = None
     if bundle is None and (config.data.path is not None or simulated):
         chosen = JudgingConfig(

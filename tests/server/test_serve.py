@@ -104,6 +104,8 @@ def test_the_app_that_is_submitted_is_small_valid_and_carries_the_public_configu
     assert len(content) < 20_000
     assert get_fused_config_from_fab(content, Run.create_empty(run_id=1)) == told
     assert AdapterSpec.from_json(str(told["adapter-spec"])) == SPEC
+    assert told["ranks"] == ""
+    assert public_config(replace(deployment, config=FederationConfig(ranks=(2, 1, 1))), SPEC)["ranks"] == "2,1,1"
 
 
 def test_a_deployment_comes_back_from_its_file(tmp_path: Path):
@@ -126,7 +128,7 @@ def test_a_deployment_comes_back_from_its_file(tmp_path: Path):
         ({"registry": Path("registry")}, "registry must go with a status port"),
         ({"config": SECURE, "num_nodes": 2}, "nodes must be at least 3 under secure aggregation"),
         ({"config": SECURE, "min_nodes": 2}, "min_nodes must be at least 3 under secure aggregation"),
-        ({"config": FederationConfig(ranks=(4, 2))}, "ranks must not differ"),
+        ({"config": FederationConfig(ranks=(4, 2))}, "nodes must be a multiple of the 2 ranks"),
         ({"config": FederationConfig(patience=2)}, "judging data must be given"),
     ],
 )
