@@ -19,6 +19,7 @@ __all__ = [
     "Json",
     "RegistryFolder",
     "deliver",
+    "keygen",
     "list_versions",
     "pause",
     "promote",
@@ -120,10 +121,32 @@ def resume(registry: RegistryFolder = Path("registry"), why: _Why = "", as_json:
 def deliver(
     out: Annotated[Path, typer.Argument(help="Folder that a web server hands out.")],
     registry: RegistryFolder = Path("registry"),
+    key: Annotated[
+        Path | None, typer.Option(help="Sign the manifest with this private key, of `ownlet registry keygen`.")
+    ] = None,
 ) -> None:
     """Write what devices fetch: the manifest and the adapters that it offers. To be called after every change."""
-    manifest = open_registry(registry).deliver(out)
-    typer.echo(f"{out}: manifest {manifest.serial}, {len(list(out.glob('*.safetensors')))} adapters")
+    from ownlet.server.rollout_key import read_rollout_key
+    from ownlet.shared.errors import require
+
+    inside = key is not None and key.resolve().is_relative_to(out.resolve())
+    require(not inside, "key must not lie in the folder that is handed out", key=str(key))
+    opened = open_registry(registry)
+    manifest = opened.deliver(out, None if key is None else read_rollout_key(key))
+    signed = "" if key is None else ", signed"
+    typer.echo(f"{out}: manifest {manifest.serial}{signed}, {len(list(out.glob('*.safetensors')))} adapters")
+
+
+def keygen(
+    out: Annotated[Path, typer.Argument(help="Folder for rollout.key and rollout.pub; no web server hands it out.")],
+) -> None:
+    """Make the key that manifests are signed with (Ed25519); apps pin its public half, which is printed.
+
+    Whoever has rollout.key decides which adapter all devices use. It is not needed on any web server.
+    """
+    from ownlet.server.rollout_key import make_rollout_key
+
+    typer.echo(f"Public key, for the app's rollout_keys: {make_rollout_key(out).hex()}")
 
 
 def open_registry(folder: Path) -> Registry:

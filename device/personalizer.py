@@ -62,7 +62,6 @@ from ownlet.shared.domains import load_domains
 from ownlet.shared.errors import ConfigError, NotEligibleError, StateBusyError, StateError, require
 from ownlet.shared.manifest import ADAPTER_FILE, ITEMS_FILE, read_manifest
 from ownlet.shared.noise import AesNoise, NoiseSource
-from ownlet.shared.rollout import parse_manifest
 from ownlet.shared.seal import Keys, Seal
 from ownlet.shared.store import VersionStore
 
@@ -137,6 +136,7 @@ class Personalizer:
         retention: Retention,
         guard: Guard,
         key: bytes | None,
+        rollout_keys: Sequence[bytes] | None,
         clock: Callable[[], float],
     ) -> None:
         """Open a bundle and a user's state; see ``open``."""
@@ -162,7 +162,7 @@ class Personalizer:
             )
             self._learner = Learner(self._engine, self._state, manifest.windows, guard)
             self._contributor = Contributor(self._engine, self._state, self._ledger)
-            self._follower = Follower(self._history, self._state.shared)
+            self._follower = Follower(self._history, self._state.shared, rollout_keys)
             self._counter = HitCounter(self._history, self._ledger, folder)
             with suppress(StateBusyError), folder.held():
                 self._learner.judge_again()  # after a new bundle; the next open does it if a training holds the state
@@ -183,6 +183,7 @@ class Personalizer:
         retention: Retention | None = None,
         guard: Guard | None = None,
         key: bytes | None = None,
+        rollout_keys: Sequence[bytes] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Personalizer:
         """Open a bundle for one user.
@@ -203,6 +204,8 @@ class Personalizer:
             guard: how personal adapters are judged.
             key: 32 random bytes from the platform's key store. With it, events and personal adapters are encrypted at
                 rest and the ledger cannot be forged without it.
+            rollout_keys: the registry's public keys, 32 bytes each, pinned by the app: ``follow`` then takes only
+                manifests that one of them signed. None takes unsigned ones, too.
             clock: unix seconds.
 
         Raises:
@@ -221,6 +224,7 @@ class Personalizer:
             retention=retention or Retention(),
             guard=guard or Guard(),
             key=key,
+            rollout_keys=rollout_keys,
             clock=clock,
         )
 
@@ -457,12 +461,13 @@ class Personalizer:
             fetch: gets the file of an offer, ``offer.file`` beside the manifest; called only where it is needed.
 
         Raises:
-            StateError: the manifest is altered, or older than one that was followed; or the disk refuses.
+            StateError: the manifest is altered, older than one that was followed, or not signed by a pinned key; or the
+                disk refuses.
             AdapterError: of another base, or the fetched file is not the one that the manifest names.
             StateBusyError: a training is running.
         """
         try:
-            told = parse_manifest(Path(manifest).read_bytes())
+            told = self._follower.read(Path(manifest).read_bytes())
         except OSError as error:
             raise StateError(f"manifest must be readable, got {manifest}: {error}") from error
         choice = self._follower.choice(told)

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ownlet.server.drift import DropDetector
 from ownlet.server.offers import manifest_of, serving_numbers
 from ownlet.server.published import ADAPTER_FILE, Publication, Published, check_new, metadata_of, published_of
@@ -37,6 +39,7 @@ from ownlet.server.rollout import (
     stop_count,
     watch,
 )
+from ownlet.server.rollout_key import check_not_signed
 from ownlet.server.sequential import Tally, Verdict, judge_arms
 from ownlet.shared.adapter import dump_adapter, parse_adapter
 from ownlet.shared.counters import CountReport, CountTerms
@@ -273,19 +276,26 @@ class Registry:
         """
         return manifest_of(self.rollout(), self.versions())
 
-    def deliver(self, folder: Path) -> Manifest:
+    def deliver(self, folder: Path, key: Ed25519PrivateKey | None = None) -> Manifest:
         """Write the manifest and the adapters that it offers into a folder for any web server; the manifest last.
 
+        Args:
+            folder: made if it is missing.
+            key: signs the manifest; to be given again wherever the one before was signed.
+
         Raises:
+            ConfigError: no key where the folder's manifest is signed.
             StoreError: a version that serves is damaged, or the disk refuses.
         """
         with self._locked():
+            if key is None:
+                check_not_signed(folder / MANIFEST_FILE)
             state, versions = self.rollout(), self.versions()
             manifest = manifest_of(state, versions)
             for version in versions:
                 if version.number in serving_numbers(state):
                     write_atomic(folder / version.offer.file, self.adapter(version.number))
-            write_atomic(folder / MANIFEST_FILE, dump_manifest(manifest))
+            write_atomic(folder / MANIFEST_FILE, dump_manifest(manifest, key))
         return manifest
 
     @contextmanager

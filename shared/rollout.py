@@ -6,18 +6,24 @@ is in at 5 % is in at 20 %, another rollout draws anew, and the server never lea
 their own: their arms say nothing about the rollout, nor about each other.
 
 A manifest carries a serial number that only rises. That is what allows a device to go back to an older adapter, and
-what an old manifest that is handed out again fails on. The hash inside finds damage, not forgery: fetch it over TLS.
+what an old manifest that is handed out again fails on. The hash inside finds damage, not forgery. Against forgery the
+registry signs all of the manifest's bytes, as they are without the signature (``shared/signature.py``). An app that
+pins the public key reads nothing else; one that does not reads signed manifests like any others.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ownlet.shared.counters import Arm, CountTerms
 from ownlet.shared.errors import ConfigError, StateError, StoreError, require
 from ownlet.shared.sealed_json import opened_json, sealed_json
+from ownlet.shared.signature import sign, verify
 
 __all__ = [
     "MANIFEST_FILE",
@@ -28,6 +34,7 @@ __all__ = [
     "Offer",
     "choose",
     "dump_manifest",
+    "is_signed",
     "parse_manifest",
     "place",
 ]
@@ -35,6 +42,7 @@ __all__ = [
 MANIFEST_FILE = "rollout.json"
 SECRET_BYTES = 32
 _FORMAT = "ownlet-rollout-1"
+_PURPOSE = b"rollout manifest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,19 +167,41 @@ def place(secret: bytes, salt: str, purpose: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
 
 
-def dump_manifest(manifest: Manifest) -> bytes:
-    """Return the manifest's file."""
-    return sealed_json({"format": _FORMAT, **asdict(manifest)})
+def dump_manifest(manifest: Manifest, key: Ed25519PrivateKey | None = None) -> bytes:
+    """Return the manifest's file.
+
+    Args:
+        manifest: what the registry says.
+        key: to sign with; None leaves it unsigned.
+    """
+    plain = {"format": _FORMAT, **asdict(manifest)}
+    return sealed_json(plain if key is None else {**plain, "signature": sign(sealed_json(plain), key, _PURPOSE)})
 
 
-def parse_manifest(content: bytes) -> Manifest:
-    """Read what ``dump_manifest`` wrote.
+def is_signed(content: bytes) -> bool:
+    """Say whether a manifest's file carries a signature, which nobody has verified.
 
     Raises:
-        StateError: altered, torn, or with values that cannot be.
+        StateError: altered or torn.
     """
+    return "signature" in _opened(content)
+
+
+def parse_manifest(content: bytes, public_keys: Sequence[bytes] | None = None) -> Manifest:
+    """Read what ``dump_manifest`` wrote.
+
+    Args:
+        content: of the file.
+        public_keys: those that the app pins, of which one must have signed; None reads signed and unsigned alike.
+
+    Raises:
+        StateError: altered, torn, not signed by a pinned key, or with values that cannot be.
+    """
+    plain = _opened(content)
+    signature = plain.pop("signature", None)
+    if public_keys is not None:
+        verify(sealed_json({"format": _FORMAT, **plain}), signature, public_keys, _PURPOSE, "manifest")
     try:
-        plain = opened_json(content, MANIFEST_FILE, _FORMAT)
         experiment, count = plain.pop("experiment"), plain.pop("count")
         return Manifest(
             stable=_offer(plain.pop("stable")),
@@ -180,10 +210,15 @@ def parse_manifest(content: bytes) -> Manifest:
             count=None if count is None else CountTerms(**count),
             **plain,
         )
-    except StoreError as error:
-        raise StateError(f"manifest must be what the registry wrote: {error}") from error
     except (ConfigError, TypeError, KeyError, AttributeError) as error:
         raise StateError(f"manifest must hold what a registry says, got {error}") from error
+
+
+def _opened(content: bytes) -> dict[str, Any]:
+    try:
+        return opened_json(content, MANIFEST_FILE, _FORMAT)
+    except StoreError as error:
+        raise StateError(f"manifest must be what the registry wrote: {error}") from error
 
 
 def _experiment(plain: dict[str, Any]) -> Experiment:

@@ -116,3 +116,32 @@ def test_a_run_that_was_not_publishable_is_refused(folder: Path):
     assert "run folder must hold publication.json" in refuse("publish", "runs/1")
     assert "publish one of runs/2" in refuse("publish", "runs")
     assert "registry must be a folder" in refuse("list")
+
+
+def test_a_signed_manifest_is_never_followed_by_an_unsigned_one(folder: Path):
+    public_key = bytes.fromhex(run("keygen", "keys").split()[-1])
+    assert (folder / "keys" / "rollout.key").stat().st_mode & 0o777 == 0o600
+    assert (folder / "keys" / "rollout.pub").read_text() == public_key.hex() + "\n"
+    assert "files must not be overwritten" in refuse("keygen", "keys")
+    run("publish", "runs/1")
+    run("promote", 1, "--percent", 20)
+    run("deliver", "out")
+    assert run("deliver", "out", "--key", "keys/rollout.key") == "out: manifest 1, signed, 1 adapters\n"
+    content = (folder / "out" / "rollout.json").read_bytes()
+    assert parse_manifest(content, [public_key]) == parse_manifest(content)
+    assert "key must be given where the manifest before was signed" in refuse("deliver", "out")
+    assert (folder / "out" / "rollout.json").read_bytes() == content
+
+
+def test_a_signing_key_that_others_may_read_or_that_is_none_is_refused(folder: Path):
+    run("publish", "runs/1")
+    run("keygen", "keys")
+    key = folder / "keys" / "rollout.key"
+    assert "must not lie in the folder that is handed out" in refuse("deliver", "keys", "--key", key)
+    key.chmod(0o640)
+    assert "its owner's alone (chmod 600), got mode 640" in refuse("deliver", "out", "--key", key)
+    key.chmod(0o600)
+    key.write_bytes(b"nothing")
+    assert "Ed25519 key in PEM without password" in refuse("deliver", "out", "--key", key)
+    assert "signing key must be readable" in refuse("deliver", "out", "--key", "nowhere")
+    assert not (folder / "out").exists()

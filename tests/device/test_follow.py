@@ -1,10 +1,13 @@
 """Rollouts and counts as a device lives them, with a real registry's files; test_personalizer has the front door."""
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from ownlet.cli.main import COMMANDS, build_app
@@ -23,7 +26,8 @@ from ownlet.shared.counters import CountReport, CountTerms, chance_of_one
 from ownlet.shared.errors import AdapterError, BudgetExceededError, PrivacyError, StateError
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.privacy import epsilon, event_to_json, user_level_event
-from ownlet.shared.rollout import MANIFEST_FILE, Offer, parse_manifest
+from ownlet.shared.rollout import MANIFEST_FILE, Offer
+from ownlet.shared.sealed_json import sealed_json
 from ownlet.shared.store import VersionStore
 from ownlet.simulations.audit.accounts import accountant_checks
 from ownlet.simulations.audit.promise import promises_of
@@ -37,12 +41,12 @@ TERMS = CountTerms(count="week-1", impressions=4, epsilon=1.0)
 class Device:
     """What a ``Personalizer`` puts together, without model and bundle."""
 
-    def __init__(self, root: Path, budget: Budget | None = None) -> None:
+    def __init__(self, root: Path, budget: Budget | None = None, keys: Sequence[bytes] | None = None) -> None:
         folder = StateFolder.make(root)
         self.ledger = Ledger(folder.ledger, budget=budget, may_start=not folder.has_trained)
         self.history = EventHistory(folder.history)
         self.shared = SharedAdapters(VersionStore(folder.shared), BUNDLED)
-        self.follower = Follower(self.history, self.shared)
+        self.follower = Follower(self.history, self.shared, keys)
         self.counter = HitCounter(self.history, self.ledger, folder)
 
     def __enter__(self) -> "Device":
@@ -52,7 +56,7 @@ class Device:
         self.history.close()
 
     def follow(self, manifest: Path, fetch: Any) -> int:
-        told = parse_manifest(manifest.read_bytes())
+        told = self.follower.read(manifest.read_bytes())
         choice = self.follower.choice(told)
         shared = self.follower.adopt(told, choice, self.follower.needed(choice, fetch))
         self.counter.begin(told.count, choice.arm, shared.version)
@@ -128,6 +132,87 @@ def test_an_old_manifest_and_another_file_are_refused(world: World):
         with pytest.raises(StateError, match="manifest must not be older than serial 2, got serial=1"):
             device.follow(world.out / MANIFEST_FILE, world.fetch)
         assert device.shared.current().version == 9
+
+
+KEY, FOREIGN = (Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)) for number in (1, 2))
+PINNED = (KEY.public_key().public_bytes_raw(),)
+
+
+def resealed(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Return a manifest changed by somebody who can write the file, and its hash, but not sign."""
+    plain = json.loads(content)
+    del plain["sha256"]
+    change(plain)
+    return sealed_json(plain)
+
+
+def test_a_pinned_key_lets_signed_manifests_lead_forth_and_back(world: World):
+    world.publish(7)
+    with Device(world.state, keys=PINNED) as device:
+        for step, version in ((lambda: world.registry.promote(2, 100), 7), (world.registry.rollback, 3)):
+            step()
+            world.registry.deliver(world.out, KEY)
+            assert device.follow(world.out / MANIFEST_FILE, world.fetch) == version
+    with world.open() as device:
+        assert device.follow(world.out / MANIFEST_FILE, world.fetch) == 3  # signed is fine without a pinned key, too
+
+
+@pytest.mark.parametrize(
+    ("attack", "rule"),
+    [
+        (lambda content: resealed(content, lambda plain: plain["stable"].update(version=9)), "got other content"),
+        (lambda content: resealed(content, lambda plain: plain.update(serial=10**9)), "got other content"),
+        (lambda content: resealed(content, lambda plain: plain.pop("signature")), "pinned key, .*, got no signature"),
+        (lambda content: content.replace(b'"serial":1', b'"serial":2'), "must have the sha256 it names"),
+        (lambda content: content[: len(content) // 2], "must be JSON as it was written"),
+        (lambda content: b"", "must be JSON as it was written"),
+    ],
+)
+def test_a_forged_or_torn_manifest_changes_nothing(world: World, attack: Callable[[bytes], bytes], rule: str):
+    world.publish(7)
+    world.registry.promote(2, 100)
+    world.registry.deliver(world.out, KEY)
+    file = world.out / MANIFEST_FILE
+    good = file.read_bytes()
+    with Device(world.state, keys=PINNED) as device:
+        file.write_bytes(attack(good))
+        with pytest.raises(StateError, match=rule):
+            device.follow(file, world.fetch)
+        assert (device.shared.current(), world.fetched) == (BUNDLED, 0)
+        file.write_bytes(good)
+        assert device.follow(file, world.fetch) == 7
+
+
+def test_another_registrys_key_and_an_older_signed_manifest_are_refused(world: World):
+    world.publish(7), world.publish(8)
+    file = world.out / MANIFEST_FILE
+    with Device(world.state, keys=PINNED) as device:
+        world.registry.promote(2, 100)
+        world.registry.deliver(world.out, KEY)
+        older = file.read_bytes()
+        world.registry.promote(3, 100)
+        world.registry.deliver(world.out, FOREIGN)
+        with pytest.raises(StateError, match=r"manifest must be signed by a pinned key, .*, got key"):
+            device.follow(file, world.fetch)
+        world.registry.deliver(world.out, KEY)
+        assert device.follow(file, world.fetch) == 8
+        file.write_bytes(older)
+        with pytest.raises(StateError, match="manifest must not be older than serial 2, got serial=1"):
+            device.follow(file, world.fetch)
+        assert device.shared.current().version == 8
+
+
+def test_what_an_unsigned_manifest_said_does_not_shut_out_signed_ones(world: World):
+    world.publish(7)
+    world.registry.promote(2, 100)
+    world.registry.deliver(world.out)
+    file = world.out / MANIFEST_FILE
+    file.write_bytes(resealed(file.read_bytes(), lambda plain: plain.update(serial=10**9)))
+    with world.open() as device:
+        device.follow(file, world.fetch)
+    world.registry.deliver(world.out, KEY)
+    with Device(world.state, keys=PINNED) as device:
+        assert device.follow(file, world.fetch) == 7
 
 
 def test_the_secret_stays_the_same_and_differs_between_devices(world: World):

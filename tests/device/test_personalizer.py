@@ -26,6 +26,7 @@ from ownlet.device.budget import Budget
 from ownlet.device.policy import Policy, Reading
 from ownlet.server.published import Publication
 from ownlet.server.registry import Registry
+from ownlet.server.rollout_key import PRIVATE_FILE, make_rollout_key, read_rollout_key
 from ownlet.shared.adapter import load_adapter, save_adapter
 from ownlet.shared.config import FederationConfig, Plan, WindowConfig
 from ownlet.shared.counters import CountTerms
@@ -798,3 +799,19 @@ def test_a_device_follows_a_rollout_and_reports_one_charged_bit(tiny: Any, tiny_
         assert personalizer.report() is None
         with pytest.raises(StateError, match="manifest must be readable"):
             personalizer.follow(tmp_path / "nowhere", lambda offer: b"")
+
+
+def test_an_app_that_pins_a_key_follows_signed_manifests_only(tiny: Any, tiny_bundle: Path, tmp_path: Path):
+    registry, out = Registry(tmp_path / "registry"), tmp_path / "out"
+    content = newer_shared(tiny, tmp_path / "newer", version=7, change=0.1).read_bytes()
+    registry.publish(Publication(content=content, quality=0.2, base_quality=0.1, spent=None, source="test"))
+    registry.promote(1, 100)
+    registry.deliver(out)
+    public_key = make_rollout_key(tmp_path / "keys")
+    with Personalizer.open(tiny_bundle, tmp_path / "state", rollout_keys=[public_key]) as personalizer:
+        with pytest.raises(StateError, match="got no signature"):
+            personalizer.follow(out / MANIFEST_FILE, lambda offer: (out / offer.file).read_bytes())
+        registry.deliver(out, read_rollout_key(tmp_path / "keys" / PRIVATE_FILE))
+        assert personalizer.follow(out / MANIFEST_FILE, lambda offer: (out / offer.file).read_bytes()) == 7
+    with pytest.raises(ConfigError, match="public key must have 32 bytes"):
+        Personalizer.open(tiny_bundle, tmp_path / "state", rollout_keys=[b"short"])
