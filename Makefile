@@ -10,7 +10,7 @@ FOLDERS := cli device export server shared simulations
 LOCK_VENV := build/lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-stragglers bench-ab bench-strategies lint typecheck check lock clean
+.PHONY: help install demo test test-deployed test-slow bench bench-cohort bench-growth bench-device bench-cold bench-drift bench-quality bench-window bench-audit bench-secure bench-server bench-wire bench-byzantine bench-stragglers bench-ab bench-strategies lint typecheck check lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,9 @@ bench-wire: install  ## bytes of a user and round, and quality, by the form of d
 
 bench-ab: install  ## false alarms and power of the sequential test on private reports; a table on the terminal
 	$(BIN)/python -m ownlet.simulations.benchmarks.ab_test
+
+bench-byzantine: install  ## what lying nodes do to the adapter, by combiner; writes bench/byzantine.json
+	$(BIN)/python -m ownlet.simulations.benchmarks.byzantine --seeds 3 $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))
 
 bench-stragglers: install  ## hours to a quality with slow devices, by strategy; writes bench/stragglers.json, .png, .csv
 	$(BIN)/python -m ownlet.simulations.benchmarks.stragglers $(addprefix --data ,$(wildcard $(DATA)/movietweetings-100k))

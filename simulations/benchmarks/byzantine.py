@@ -10,7 +10,8 @@ A node hosts many users; an attacking one changes the sum that it sends, in ever
 There is no noise, so that only the attack and the combiner count. ``unbounded`` neither clips users nor bounds replies;
 all others clip each user to the default clip norm, and a reply longer than its users can add up to is rejected.
 
-``python -m ownlet.simulations.benchmarks.byzantine`` prints a table and writes ``bench/byzantine.json``.
+``python -m ownlet.simulations.benchmarks.byzantine`` (``make bench-byzantine``) prints a table and writes
+``bench/byzantine.json``.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from ownlet.device.client import make_client_app
+from ownlet.device.client import Shard, make_client_app
 from ownlet.shared.adapter import Vector
 from ownlet.shared.config import AdapterConfig, FederationConfig, simulated_federation
 from ownlet.shared.server_config import Robust
@@ -70,13 +73,13 @@ COMBINERS: dict[str, FederationConfig] = {
 class LyingGrid(InProcessGrid):
     """Some of its nodes change what they send, and send the right header with it."""
 
-    def __init__(self, task: ServerTask, config: FederationConfig, num_nodes: int, liars: int, attack: Attack) -> None:
-        """Let the first ``liars`` nodes attack."""
-        shard = task.shard(config)
-        super().__init__(make_client_app(lambda context: shard), num_nodes)
-        self._liars, self._attack = set(self.get_node_ids()[:liars]), attack
-        self._size = task.spec.num_trainable
-        self._clip_norm = config.delta_bound(self._size)
+    def __init__(
+        self, shard: Shard, size: int, config: FederationConfig, num_nodes: int, liars: int, attack: Attack
+    ) -> None:
+        """Let the first ``liars`` nodes attack; all host the same shard, with ``size`` trained numbers."""
+        super().__init__(make_client_app(lambda context: shard, simulated=True), num_nodes)
+        self._liars, self._attack, self._size = set(self.get_node_ids()[:liars]), attack, size
+        self._clip_norm = config.delta_bound(size)
         self._first: dict[int, Vector] = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -116,19 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = [("none", 0.0)] + [(attack, share) for attack in options.attacks.split(",") for share in shares]
     names = options.combiners.split(",")
     found: dict[tuple[str, str, float], dict[str, float]] = {}
+    for (attack, share), name in track(list(product(cells, names)), "attacks", console=console):
+        found[name, attack, share] = _run(tasks, COMBINERS[name], ATTACKS.get(attack), options.nodes, share)
+    table = Table("attack", "nodes", *names, title="gain in NDCG@10 over the base, and its 95 % interval")
     for attack, share in cells:
-        for name in names:
-            row = _run(tasks, COMBINERS[name], ATTACKS.get(attack), options.nodes, share)
-            found[name, attack, share] = row
-            console.print(f"{attack} {share:.0%} {name} {row['gain']:+.4f}", highlight=False)
-    table = Table("attack", "nodes", *names, title="gain in NDCG@10 over the base")
-    for attack, share in cells:
-        table.add_row(attack, f"{share:.0%}", *(f"{found[name, attack, share]['gain']:+.4f}" for name in names))
+        rows = [found[name, attack, share] for name in names]
+        told = [f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})" for row in rows]
+        table.add_row(attack, f"{share:.0%}", *told)
     console.print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"combiner": name, "attack": attack, "share": share, **row} for (name, attack, share), row in found.items()]
-    told = {"nodes": options.nodes, "seeds": len(tasks), "rows": rows}
-    write_atomic(options.out, (json.dumps(told, indent=1) + "\n").encode())
+    every = [
+        {"combiner": name, "attack": attack, "share": share, **row} for (name, attack, share), row in found.items()
+    ]
+    written = {"nodes": options.nodes, "seeds": len(tasks), "rows": every}
+    write_atomic(options.out, (json.dumps(written, indent=1) + "\n").encode())
 
 
 def _run(
@@ -138,7 +142,8 @@ def _run(
     for task in tasks:
         seeded = replace(config, seed=task.seed)
         liars = round(share * num_nodes) if attack is not None else 0
-        grid = LyingGrid(task, seeded, num_nodes, liars, attack or ATTACKS["replay"])
+        shard, size = task.shard(seeded), task.spec.num_trainable
+        grid = LyingGrid(shard, size, seeded, num_nodes, liars, attack or ATTACKS["replay"])
         ranks.append(task.ranks(task.run(seeded, grid).vector))
     quality, gained = gain(tasks, ranks)
     return {"ndcg@10": quality.value, "gain": gained.value, "low": gained.low, "high": gained.high}
