@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ownlet.cli.ledger import KeyFile
 from ownlet.cli.options import Columns, Data, PublicBefore, column_pairs
 
 __all__ = ["join"]
@@ -30,6 +31,7 @@ def join(
     device_state: Annotated[
         Path | None, typer.Option(help="With --bundle: the device's state folder, as Personalizer keeps it.")
     ] = None,
+    key_file: KeyFile = None,
     budget: Annotated[float, typer.Option(help="Epsilon that each user may ever spend; inf: no limit.")] = 8.0,
     budget_delta: Annotated[float, typer.Option(help="The delta at which that is taken.")] = 1e-6,
     rank: Annotated[
@@ -81,6 +83,7 @@ def join(
         simulated=simulated,
         budget=Budget(epsilon=budget, dp_delta=budget_delta),
         rank=rank,
+        key_file=key_file,
     )
     typer.echo(told)
     run_node(state, place, connection, typer.echo)

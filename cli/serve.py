@@ -130,5 +130,7 @@ def serve(
         f"{deployment.num_users} users on {deployment.num_nodes} nodes; a round waits for {deployment.min_nodes} of "
         f"them, at most {wait_seconds:g} s"
     )
+    if deployment.config.correlated:
+        typer.echo("blt noise covers no round by itself: users whose node has a finite --budget contribute zero")
     serve_run(folder, link, typer.echo)
     typer.echo(f"Adapter: {folder.adapter}" if folder.adapter.exists() else "No adapter was published.")

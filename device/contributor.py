@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ownlet.device.adapters import Shared
 from ownlet.device.ledger import Ledger
-from ownlet.device.release import Release, charge_for, released_delta, terms_identity
+from ownlet.device.release import Release, charge_for, make_release, release_identity, terms_identity
 from ownlet.device.train import LocalEngine
 from ownlet.device.training import Cancel, Halted, OnStep, Task, run_task
 from ownlet.device.user_state import UserState
@@ -26,11 +26,11 @@ class Contributor:
         """Take what it works with."""
         self._engine, self._state, self._ledger = engine, state, ledger
 
-    def waiting(self, terms: FederationConfig) -> Release | None:
+    def waiting(self, terms: FederationConfig, round_number: int | None) -> Release | None:
         """Return the update that answers these terms already, if one lies in the outbox."""
-        release = Release.load(self._state.folder.outbox, self._state.seal)
-        shared, _ = self._state.adapters()
-        return release if release is not None and release.identity == terms_identity(terms, shared) else None
+        release, (shared, _) = self._outbox(), self._state.adapters()
+        wanted = release_identity(terms, shared, round_number)
+        return release if release is not None and release.identity == wanted else None
 
     def train(
         self,
@@ -52,8 +52,8 @@ class Contributor:
             reached = Halted(identity=task.identity, vector=vector, steps_done=done, until=task.until, charge=paid)
             self._state.halt(_KIND, reached)
             return None
-        delta = released_delta(vector, shared, terms.delta_bound(shared.spec.num_trainable))
-        release = Release(identity=terms_identity(terms, shared), delta=delta, charge=paid)
+        before = self._outbox()
+        release = make_release(vector, terms, shared, round_number=round_number, charge=paid, before=before)
         try:
             release.save(self._state.folder.outbox, self._state.seal)
         except OSError as error:
@@ -75,7 +75,12 @@ class Contributor:
             event=charge_for(terms, shared).event if terms.unit == "window" else "",
             ledger_seq=self._ledger.seq,
             ledger_head=self._ledger.head,
+            coded=release.coded,
+            count=release.count,
         )
+
+    def _outbox(self) -> Release | None:
+        return Release.load(self._state.folder.outbox, self._state.seal)
 
     def _is_paid(self, release: Release) -> bool:
         paid = (release.charge, release.digest)

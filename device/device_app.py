@@ -6,6 +6,8 @@ carries, and its app goes on recommending with it. The run must start from the a
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,22 +17,27 @@ from flwr.clientapp import ClientApp
 from ownlet.device.budget import Budget
 from ownlet.device.client import add_place, place_of
 from ownlet.device.personalizer import Personalizer
-from ownlet.shared.adapter import load_adapter, save_adapter
-from ownlet.shared.config import FederationConfig
+from ownlet.device.release import check_terms
+from ownlet.device.sending import with_count
+from ownlet.shared.adapter import AdapterSpec, load_adapter, save_adapter
+from ownlet.shared.coding import places_of_round
+from ownlet.shared.config import FederationConfig, WindowConfig
 from ownlet.shared.errors import FederationError
 from ownlet.shared.manifest import ADAPTER_FILE, read_manifest
+from ownlet.shared.server_config import AdaptiveClip
 from ownlet.shared.wire import (
     TrainReply,
     TrainRequest,
     reply_to_records,
     request_from_records,
 )
-from ownlet.shared.wire_config import FLOAT32
 
 __all__ = ["contribute", "make_device_app"]
 
 
-def contribute(request: TrainRequest, bundle: Path, state: Path, budget: Budget, user: int) -> TrainReply:
+def contribute(
+    request: TrainRequest, bundle: Path, state: Path, budget: Budget, user: int, key: bytes | None = None
+) -> TrainReply:
     """Adopt the request's adapter, and answer with the device's update.
 
     Args:
@@ -39,9 +46,12 @@ def contribute(request: TrainRequest, bundle: Path, state: Path, budget: Budget,
         state: the device's folder, as ``Personalizer`` keeps it.
         budget: what the device may ever spend.
         user: the device's number in the population.
+        key: the app's, where the folder was made with one.
 
     Raises:
-        FederationError: it is for others, has a seed, or is not for the bundle's base.
+        FederationError: it is for others, has a seed, is not for the bundle's base, or has an older adapter than the
+            device, or another one of the same version.
+        ConfigError: terms that a device on its own cannot do; see ``Personalizer.update``.
         BudgetExceededError: the device has given all that it may; nothing leaves.
         OwnletError: what ``Personalizer.update`` raises.
     """
@@ -52,22 +62,19 @@ def contribute(request: TrainRequest, bundle: Path, state: Path, budget: Budget,
         raise FederationError(f"seed must not come from the server of real users, got one in round {request.round}")
     if request.base_hash != manifest.base_hash:
         raise FederationError(f"base must be {manifest.base_hash[:12]}, got {request.base_hash[:12]}")
-    if request.wire != FLOAT32:
-        raise FederationError(f"wire must be float32 for a device that answers on its own, got {request.wire}")
-    terms = FederationConfig(
-        unit=request.unit,  # type: ignore[arg-type]
-        clip_norm=request.clip_norm,
-        noise_multiplier=request.noise_multiplier,
-        plan=request.plan,
-        windows=manifest.windows,
-    )
-    with Personalizer.open(bundle, state, budget=budget) as personalizer:
+    with Personalizer.open(bundle, state, budget=budget, key=key) as personalizer:
+        terms = _terms_of(request, manifest.windows, load_adapter(bundle / ADAPTER_FILE)[0])
+        check_terms(terms, manifest.windows, request.round)
         _adopt(personalizer, request, bundle)
         update = personalizer.update(terms, round_number=request.round)
     if update is None:
         raise FederationError(f"update must be whole, got a stopped one in round {request.round}")
+    total, coded = update.delta[places_of_round(request.wire, request.round, len(update.delta))], update.coded
+    if update.count is not None:
+        total, coded = with_count(total, coded, update.count)
     return TrainReply(
-        total=update.delta,
+        total=total,
+        coded=coded,
         round=request.round,
         version=request.version,
         base_hash=request.base_hash,
@@ -75,11 +82,37 @@ def contribute(request: TrainRequest, bundle: Path, state: Path, budget: Budget,
     )
 
 
+def _terms_of(request: TrainRequest, windows: WindowConfig, spec: AdapterSpec) -> FederationConfig:
+    """Return the terms that a request stands for."""
+    terms = FederationConfig(
+        unit=request.unit,  # type: ignore[arg-type]
+        clip_norm=request.clip_norm,
+        adaptive_clip=AdaptiveClip(quantile=0.5 if request.counts else 0.0),  # which quantile is the server's affair
+        noise_multiplier=request.noise_multiplier,
+        alternate=request.part != "all",
+        wire=request.wire,
+        plan=request.plan,
+        windows=windows,
+    )
+    if terms.unit != "window":
+        return terms
+    room = terms.delta_bound(spec.num_trainable, 0.0)  # for the device's own noise: a request's bound includes it
+    return replace(terms, clip_norm=request.clip_norm - room)
+
+
 def _adopt(personalizer: Personalizer, request: TrainRequest, bundle: Path) -> None:
-    """Take the request's adapter where it is newer than the device's; a run's first one is the bundle's own."""
+    """Take the request's adapter where it is newer than the device's; a run's first one is the bundle's own.
+
+    An update is relative to the device's adapter: one that answers an old request would be relative to another one than
+    its header says.
+    """
     spec, _, first = load_adapter(bundle / ADAPTER_FILE)
-    version = first + request.version
-    if version <= personalizer.status().shared_version:
+    version, status = first + request.version, personalizer.status()
+    if version < status.shared_version:
+        raise FederationError(f"adapter must not be older than version {status.shared_version}, got {version}")
+    if version == status.shared_version:
+        if hashlib.sha256(request.vector.tobytes()).hexdigest() != status.shared_digest:
+            raise FederationError(f"adapter must be the device's own of version {version}, got another in a request")
         return
     with TemporaryDirectory(prefix="ownlet-") as folder:
         path = Path(folder) / "adapter.safetensors"
@@ -87,13 +120,14 @@ def _adopt(personalizer: Personalizer, request: TrainRequest, bundle: Path) -> N
         personalizer.adopt(path)
 
 
-def make_device_app(bundle: Path, state: Path, budget: Budget) -> ClientApp:
+def make_device_app(bundle: Path, state: Path, budget: Budget, key: bytes | None = None) -> ClientApp:
     """Return the Flower app of one device; it takes no part in secure sums yet.
 
     Args:
         bundle: of the device.
         state: the device's folder.
         budget: what it may ever spend.
+        key: the app's, where the folder was made with one.
     """
     app = ClientApp()
 
@@ -101,7 +135,7 @@ def make_device_app(bundle: Path, state: Path, budget: Budget) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         size = load_adapter(bundle / ADAPTER_FILE)[0].size
         request = request_from_records(message.content, size)
-        reply = contribute(request, bundle, state, budget, place_of(context).partition)
+        reply = contribute(request, bundle, state, budget, place_of(context).partition, key)
         return Message(reply_to_records(reply), reply_to=message)
 
     add_place(app)

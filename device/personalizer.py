@@ -98,6 +98,7 @@ class Status:
         events: recorded events of items that the bundle knows.
         unknown_events: recorded events of items that it does not know yet.
         shared_version: version of the shared adapter in use.
+        shared_digest: SHA-256 of its vector.
         domain: the domain whose shared adapter that is; None where it is everybody's.
         personal_version: the personal version that serves on top; None where the shared adapter serves alone.
         drift: hits of both on the latest events.
@@ -111,6 +112,7 @@ class Status:
     events: int
     unknown_events: int
     shared_version: int
+    shared_digest: str
     domain: str | None
     personal_version: int | None
     drift: Drift
@@ -394,11 +396,11 @@ class Personalizer:
         """Take part in a round: train from the shared adapter under the server's terms, and return what may leave.
 
         The ledger is charged, on disk, before the first step. A second call with the same terms and the same shared
-        adapter returns the same update and costs nothing.
+        adapter returns the same update and costs nothing; where the terms' wire is sparse, in the same round.
 
         Args:
             terms: the public numbers of the federated run; by default those in the bundle.
-            round_number: of the server's round, for the ledger.
+            round_number: of the server's round, for the ledger; needed where the terms' wire is sparse.
             noise: by default a fresh source keyed by the operating system; another one for tests only.
             cancel: looked at before every step; a training that it stops goes on in the next call, at no further cost.
             on_step: told after every step.
@@ -407,7 +409,8 @@ class Personalizer:
             the update; None where ``cancel`` stopped the training.
 
         Raises:
-            ConfigError: no terms, or windows other than the bundle's.
+            ConfigError: no terms, or some that the bundle or a device on its own cannot do: other windows, correlated
+                noise, rounds that alternate.
             BudgetExceededError: it would spend more than is left; nothing is charged.
             PrivacyError: the ledger does not verify, or windows share events where they are the unit.
             StateBusyError: another training is running.
@@ -418,10 +421,10 @@ class Personalizer:
         terms = terms or self._manifest.federation
         if terms is None:
             raise ConfigError("terms must be given where the bundle carries none, got terms=None")
-        check_terms(terms, self._manifest.windows)
+        check_terms(terms, self._manifest.windows, round_number)
         self._engine.check_plan(terms.plan)
         with self._state.folder.held():
-            release = self._contributor.waiting(terms)
+            release = self._contributor.waiting(terms, round_number)
             if release is None:
                 self._check_eligible("update")
                 release = self._contributor.train(terms, round_number, noise or AesNoise(), cancel, on_step)
@@ -570,6 +573,7 @@ class Personalizer:
             events=known,
             unknown_events=len(self._history) - known,
             shared_version=shared.version,
+            shared_digest=shared.digest,
             domain=shared.domain,
             personal_version=None if personal is None else personal.number,
             drift=self._learner.drift,

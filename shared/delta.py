@@ -18,13 +18,16 @@ class Update:
     """What leaves a device. Losses, norms and counts are private and are not in it.
 
     Args:
-        delta: (num_trainable,) clipped and, in window mode, noised.
+        delta: (num_trainable,) clipped and, in window mode, noised: what the server adds up, so what ``coded`` decodes
+            to and, where the form is sparse, zero where a number does not travel.
         adapter_version: the global adapter that it is relative to.
         base_hash: the base that it was trained on.
         event: the privacy event that was spent on it, as ``privacy.event_to_json`` writes it; empty where the server
             adds the noise.
         ledger_seq: number of the device's ledger entry that charged it; a server refuses one that goes back.
         ledger_head: MAC of that entry.
+        coded: the message itself, where the terms ask for ``float16`` or ``int8``; send it in place of the delta.
+        count: plus or minus one half, where the terms have an adaptive clip (``count_within``).
     """
 
     delta: Vector
@@ -33,6 +36,8 @@ class Update:
     event: str
     ledger_seq: int
     ledger_head: str
+    coded: NDArray[np.uint8] | None = None
+    count: float | None = None
 
 
 def delta_of(spec: AdapterSpec, local: NDArray[np.float32], reference: Vector) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import WindowConfig
 from ownlet.shared.errors import DataError, FederationError
 from ownlet.shared.ranks import low_rank_spec, rank_of_node
+from ownlet.shared.seal import read_key
 from ownlet.shared.store import write_atomic
 from ownlet.shared.windows import Windows
 
@@ -49,6 +50,7 @@ class NodeSettings:
         store: folder of the users' histories; None for a device with a bundle.
         bundle: of a device; None for a node with users.
         device_state: the device's state folder, as ``Personalizer`` keeps it.
+        key_file: holds the key that this folder was made with; None where it was made without.
         simulated: the users are simulated, so the server may choose their randomness.
         rank: that the node trains; None takes what the run has for its partition.
         budget: of each user, or of the device.
@@ -59,6 +61,7 @@ class NodeSettings:
     store: Path | None = None
     bundle: Path | None = None
     device_state: Path | None = None
+    key_file: Path | None = None
     simulated: bool = False
     rank: int | None = None
     budget: Budget = field(default_factory=Budget)
@@ -83,7 +86,7 @@ class NodeSettings:
             raise DataError(f"settings of a node must be readable, got {path}: {error}") from error
 
 
-_PATHS = ("state", "base", "store", "bundle", "device_state")
+_PATHS = ("state", "base", "store", "bundle", "device_state", "key_file")
 
 
 class NodeShard:
@@ -112,7 +115,8 @@ def make_node_app(settings: NodeSettings) -> ClientApp:
     if settings.bundle is not None and settings.device_state is not None:
         from ownlet.device.device_app import make_device_app
 
-        return make_device_app(settings.bundle, settings.device_state, settings.budget)
+        key = None if settings.key_file is None else read_key(settings.key_file)
+        return make_device_app(settings.bundle, settings.device_state, settings.budget, key)
 
     def load_shard(context: Context) -> Shard:
         run = context.run_config

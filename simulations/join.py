@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.5
 _PROBE_SECONDS = 3.0
 _AGAIN_SECONDS = 10.0
 _REFUSED = ("Failed to activate SuperNode", "401 Unauthorized")  # at the start, and later
-_TOLD = ("INFO :", "WARNING :", "ERROR :")
+_TOLD = ("INFO :", "WARNING :", "ERROR :", "ownlet.shared.errors.")  # the last ends the traceback of a refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +99,12 @@ def prepare_node(
     simulated: bool,
     budget: Budget,
     rank: int | None = None,
+    key_file: Path | None = None,
 ) -> str:
     """Write what the node's processes read into its folder, and say in words what it hosts.
 
     Raises:
-        ConfigError: neither users nor a device, or both; or a rank for a device.
+        ConfigError: neither users nor a device, or both; or a rank for a device, or a key for anything else.
         DataError: base or data cannot be read, or there is nobody.
     """
     require(
@@ -124,10 +125,11 @@ def prepare_node(
     if is_device:
         require(not simulated, "simulated must not be set for a device", simulated=simulated)
         require(rank is None, "rank must not be set for a device, whose bundle trains its own", rank=rank)
-        settings = NodeSettings(state=state, bundle=bundle, device_state=device_state, budget=budget)
+        settings = NodeSettings(state=state, bundle=bundle, device_state=device_state, key_file=key_file, budget=budget)
         told = f"hosts a device, user {place.partition} of {place.num_partitions}"
     else:
         assert base is not None
+        require(key_file is None, "key_file must be given for a device only", key_file=key_file)
         weights, store = state / "base.safetensors", state / "store"
         save_base_weights(weights, load_base(base))
         left = Account(state, budget).residuals

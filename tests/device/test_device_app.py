@@ -11,11 +11,14 @@ from flwr.app import Message
 from ownlet.device import Personalizer
 from ownlet.device.budget import Budget
 from ownlet.device.device_app import contribute, make_device_app
-from ownlet.shared.config import Plan
-from ownlet.shared.errors import BudgetExceededError, FederationError
-from ownlet.shared.wire import TrainRequest, place_from_records, request_to_records
+from ownlet.device.release import Release
+from ownlet.server.admit import Expected, admit
+from ownlet.shared.config import FederationConfig, Plan
+from ownlet.shared.errors import BudgetExceededError, ConfigError, FederationError
+from ownlet.shared.seal import Seal
+from ownlet.shared.wire import TrainReply, TrainRequest, place_from_records, reply_to_records, request_to_records
 from ownlet.shared.wire_config import WireConfig
-from ownlet.simulations.grid import InProcessGrid
+from ownlet.simulations.grid import InProcessGrid, take_identity
 
 pytestmark = pytest.mark.slow  # a bundle is lowered and loaded many times
 
@@ -79,15 +82,74 @@ def test_a_device_adopts_the_adapter_of_the_round(tiny: Any, tiny_bundle: Path, 
         ({"users": (3,)}, "users must be this device's"),
         ({"seed": 1}, "seed must not come from the server"),
         ({"base_hash": "c" * 64}, "base must be"),
-        ({"wire": WireConfig(name="int8")}, "wire must be float32"),
+        ({"part": "b"}, "alternate must be false"),
+        ({"vector": np.zeros(1, np.float32)}, "adapter must be the device's own of version 3"),
+        ({"version": -1}, "adapter must not be older than version 3"),
     ],
 )
 def test_what_a_device_refuses_costs_nothing(
     tiny: Any, tiny_bundle: Path, device: Path, changes: dict[str, Any], rule: str
 ) -> None:
-    with pytest.raises(FederationError, match=rule):
+    with pytest.raises((FederationError, ConfigError), match=rule):
         contribute(first_request(tiny, **changes), tiny_bundle, device, LOOSE, user=4)
     assert charges(tiny_bundle, device) == 0
+
+
+FORMS = [
+    WireConfig(name="float16"),
+    WireConfig(name="int8", error_feedback=True),
+    WireConfig(name="sparse", keep=0.25, error_feedback=True),
+]
+
+
+def admitted(asked: TrainRequest, reply: TrainReply, size: int) -> Any:
+    """Return what the server reads, if it lets the reply in."""
+    take_identity()
+    message = Message(reply_to_records(reply), 1, "train")
+    expected = Expected(
+        round=asked.round,
+        version=asked.version,
+        base_hash=asked.base_hash,
+        num_trainable=size,
+        clip_norm=asked.clip_norm,
+        users_by_node={message.metadata.src_node_id: 1},
+        counts=asked.counts,
+        wire=asked.wire,
+    )
+    return admit(message, expected)
+
+
+@pytest.mark.parametrize("wire", FORMS, ids=lambda wire: wire.name)
+def test_a_device_codes_its_update_and_what_it_left_out_goes_with_its_events(
+    tiny: Any, tiny_bundle: Path, device: Path, wire: WireConfig
+) -> None:
+    outbox, vector = device / "outbox", tiny.vector.copy()
+    for number in (1, 2):
+        asked = first_request(tiny, wire=wire, round=number, version=number - 1, vector=vector, counts=wire.is_coded)
+        reply = contribute(asked, tiny_bundle, device, LOOSE, user=4)
+        sent = admitted(asked, reply, tiny.spec.num_trainable)
+        assert sent.any()
+        release = Release.load(outbox, Seal())
+        assert release is not None
+        np.testing.assert_array_equal(sent[: tiny.spec.num_trainable], release.delta)
+        assert (release.residual is not None) == wire.error_feedback
+        vector = vector.copy()  # the request holds the one before
+        vector[tiny.spec.trainable] += np.float32(0.01)
+    again = contribute(asked, tiny_bundle, device, LOOSE, user=4)
+    np.testing.assert_array_equal(again.total, reply.total)
+    assert charges(tiny_bundle, device) == 2
+    with Personalizer.open(tiny_bundle, device) as personalizer:
+        personalizer.forget(item="item-5")
+    assert not outbox.exists()
+
+
+def test_the_bound_of_a_request_under_window_is_that_of_the_update(tiny: Any, tiny_bundle: Path, device: Path) -> None:
+    plan = Plan(steps=2, clip_norm=5.0, noise_multiplier=1.0)
+    config = FederationConfig(unit="window", clip_norm=0.001, plan=plan)
+    bound = config.delta_bound(tiny.spec.num_trainable)
+    asked = first_request(tiny, unit="window", plan=plan, clip_norm=bound, wire=FORMS[1])
+    reply = contribute(asked, tiny_bundle, device, LOOSE, user=4)
+    assert 0.5 * bound < np.linalg.norm(admitted(asked, reply, tiny.spec.num_trainable)) <= bound
 
 
 def test_a_device_without_budget_gives_nothing(tiny: Any, tiny_bundle: Path, device: Path) -> None:
