@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from ownlet.shared.context import ContextField
 from ownlet.shared.errors import require
+from ownlet.shared.federation_rules import check_federation
 from ownlet.shared.objective_config import ObjectiveConfig
 from ownlet.shared.schedule import SCHEDULES
 from ownlet.shared.secure_config import SecureConfig
@@ -289,17 +290,7 @@ class FederationConfig:
         require(
             0 <= self.server_momentum < 1, "server_momentum must be in [0, 1)", server_momentum=self.server_momentum
         )
-        require(
-            self.unit == "user" or self.adaptive_clip.quantile == 0,
-            "quantile of adaptive_clip must be 0 where unit is not user",
-            quantile=self.adaptive_clip.quantile,
-        )
         require(all(rank >= 1 for rank in self.ranks), "ranks must be at least 1", ranks=self.ranks)
-        self._check_noise_plan()
-        self._check_robust()
-        self._check_wire()
-        self._check_stragglers()
-        self._check_alternate()
         require(self.schedule in SCHEDULES, f"schedule must be one of {SCHEDULES}", schedule=self.schedule)
         for name in ("warmup_rounds", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative", **{name: getattr(self, name)})
@@ -307,31 +298,7 @@ class FederationConfig:
         require(0 < self.quorum <= 1, "quorum must be in (0, 1]", quorum=self.quorum)
         require(0 < self.dp_delta < 1, "dp_delta must be in (0, 1)", dp_delta=self.dp_delta)
         require(self.target_epsilon > 0, "target_epsilon must be positive", target_epsilon=self.target_epsilon)
-        if self.secure.enabled:
-            require(self.unit != "none", "unit must be user or window under secure aggregation", unit=self.unit)
-            require(
-                self.adaptive_clip.quantile == 0,
-                "quantile of adaptive_clip must be 0 under secure aggregation",
-                quantile=self.adaptive_clip.quantile,
-            )
-            require(
-                not self.correlated, "noise must be independent under secure aggregation", noise_plan=self.noise_plan
-            )
-        if self.unit == "window":
-            require(
-                self.plan.noise_multiplier > 0,
-                "noise_multiplier of the plan must be positive where unit is window",
-                noise_multiplier=0,
-            )
-            require(
-                self.windows.context_length == 0,
-                "context_length must be 0 where unit is window",
-                context_length=self.windows.context_length,
-            )
-        elif self.unit == "user":
-            require(
-                math.isfinite(self.clip_norm), "clip_norm must be finite where unit is user", clip_norm=self.clip_norm
-            )
+        check_federation(self)
 
     @property
     def asked_rate(self) -> float:
@@ -349,131 +316,6 @@ class FederationConfig:
         if self.correlated:
             return 1 / self.noise_plan.min_separation
         return self.turns / self.rounds if self.turns else self.cohort_rate
-
-    def _check_noise_plan(self) -> None:
-        if not self.correlated:
-            return
-        require(self.unit == "user", "noise_plan must be independent where unit is not user", unit=self.unit)
-        require(self.turns == 0, "turns must be 0 where noise_plan is blt, which has its own order", turns=self.turns)
-        require(
-            self.adaptive_clip.quantile == 0,
-            "quantile of adaptive_clip must be 0 where noise_plan is blt: its noise spans rounds of one clip norm",
-            quantile=self.adaptive_clip.quantile,
-        )
-        require(
-            self.svd_every == 0,
-            "svd_every must be 0 where noise_plan is blt: noise cannot take itself back in turned coordinates",
-            svd_every=self.svd_every,
-        )
-        require(
-            self.noise_plan.min_separation <= self.rounds,
-            f"min_separation must be at most rounds, {self.rounds}",
-            min_separation=self.noise_plan.min_separation,
-        )
-
-    def _check_robust(self) -> None:
-        name = self.robust.name
-        require(
-            name not in ("median", "trimmed-mean") or self.unit != "user" or self.noise_multiplier == 0,
-            "robust must not be median or trimmed-mean under unit user with noise: one user can move them by more than "
-            "the clip norm, so that noise would not cover it; norm-bound goes with it",
-            robust=name,
-        )
-        require(
-            name == "none" or self.adaptive_clip.quantile == 0,
-            "quantile of adaptive_clip must be 0 where replies are not simply added up",
-            robust=name,
-        )
-        require(
-            name == "none" or not self.ranks,
-            "robust must be none where devices differ in rank: a weaker one's zeros are not its opinion",
-            robust=name,
-        )
-        require(
-            name == "none" or not self.secure.enabled,
-            "robust must be none under secure aggregation, where nobody sees a single reply",
-            robust=name,
-        )
-
-    def _check_stragglers(self) -> None:
-        over = self.stragglers.over_selection
-        require(
-            over == 1 or not (self.turns or self.correlated or self.buffer.size),
-            "over_selection must be 1 where cohorts are not Poisson samples",
-            over_selection=over,
-        )
-        promised = self.unit == "user" and self.noise_multiplier > 0
-        require(
-            not self.stragglers.take_first or not (promised or self.secure.enabled or self.buffer.size),
-            "take_first must be false under user-level noise, secure aggregation and in buffered rounds: a user who is "
-            "earlier takes another's place, which moves the sum by more than the clip norm; a deadline goes with them",
-            take_first=True,
-        )
-        if self.buffer.size == 0:
-            return
-        require(
-            not promised,
-            "size of buffer must be 0 under user-level noise: one user's arrival decides which other updates share a "
-            "buffer, so that it moves sums by more than the clip norm; the unit window goes with it",
-            size=self.buffer.size,
-        )
-        require(
-            not (self.secure.enabled or self.ranks or self.counts or self.robust.name != "none"),
-            "size of buffer must be 0 with secure aggregation, ranks, an adaptive clip or a robust combiner",
-            size=self.buffer.size,
-        )
-
-    def _check_wire(self) -> None:
-        wire = self.wire
-        require(
-            not self.secure.enabled or wire.name == "float32",
-            "name of wire must be float32 under secure aggregation, which codes deltas as whole numbers of its own",
-            wire=wire.name,
-        )
-        require(
-            not wire.error_feedback or self.svd_every == 0,
-            "error_feedback of wire must be false where svd_every turns the coordinates that it was kept in",
-            svd_every=self.svd_every,
-        )
-        if wire.name != "sparse":
-            return
-        require(
-            self.unit != "window",
-            "name of wire must not be sparse where unit is window: each number sent carries the noise of all",
-            unit=self.unit,
-        )
-        require(
-            not (self.correlated or self.counts or self.robust.name != "none"),
-            "name of wire must not be sparse with correlated noise, an adaptive clip or a robust combiner, which take "
-            "every number of every round for sent",
-            wire=wire.name,
-        )
-
-    def _check_alternate(self) -> None:
-        if not self.alternate:
-            return
-        require(
-            not self.correlated,
-            "alternate must be false where noise_plan is blt: noise on A cannot take back what was added to B",
-            noise_plan=self.noise_plan.name,
-        )
-        require(self.svd_every == 0, "svd_every must be 0 where rounds alternate and train A", svd_every=self.svd_every)
-        require(
-            self.adaptive_clip.quantile == 0,
-            "quantile of adaptive_clip must be 0 where rounds alternate: deltas of A and of B differ in length",
-            quantile=self.adaptive_clip.quantile,
-        )
-        require(not self.ranks, "ranks must be equal where rounds alternate", ranks=self.ranks)
-        require(
-            self.buffer.size == 0,
-            "size of buffer must be 0 where rounds alternate: an update that comes late is of the other part",
-            size=self.buffer.size,
-        )
-        require(
-            not self.wire.error_feedback,
-            "error_feedback of wire must be false where rounds alternate: what was left of B is nothing to add to A",
-            error_feedback=self.wire.error_feedback,
-        )
 
     @property
     def correlated(self) -> bool:
