@@ -60,7 +60,7 @@ def join(
     """
     from ownlet.device.budget import Budget
     from ownlet.shared.wire import Place
-    from ownlet.simulations.join import Connection, prepare_node, run_node
+    from ownlet.simulations.join import Connection, held_node, prepare_node, run_node
     from ownlet.simulations.setting import DataConfig
 
     source = DataConfig(
@@ -73,17 +73,18 @@ def join(
     connection = Connection(server=server, ca=certs / "ca.crt", key=key, port=port)
     connection.check()
     place = Place(partition=partition, num_partitions=partitions)
-    told = prepare_node(
-        state,
-        place,
-        base=base,
-        data=source,
-        bundle=bundle,
-        device_state=device_state,
-        simulated=simulated,
-        budget=Budget(epsilon=budget, dp_delta=budget_delta),
-        rank=rank,
-        key_file=key_file,
-    )
-    typer.echo(told)
-    run_node(state, place, connection, typer.echo)
+    with held_node(state):
+        told = prepare_node(
+            state,
+            place,
+            base=base,
+            data=source,
+            bundle=bundle,
+            device_state=device_state,
+            simulated=simulated,
+            budget=Budget(epsilon=budget, dp_delta=budget_delta),
+            rank=rank,
+            key_file=key_file,
+        )
+        typer.echo(told)
+        run_node(state, place, connection, typer.echo)

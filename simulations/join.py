@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from cryptography.x509 import load_pem_x509_certificate
 from ownlet.device.account import Account
 from ownlet.device.budget import Budget
 from ownlet.shared.base import save_base_weights
-from ownlet.shared.errors import ConfigError, require
+from ownlet.shared.errors import ConfigError, StateBusyError, StateError, require
+from ownlet.shared.filelock import take_lock
 from ownlet.shared.flower_process import end_flower, free_port, new_lines, start_flower
 from ownlet.shared.wire import Place
 from ownlet.simulations.deployed_node import NODE_VARIABLE, NodeSettings
@@ -23,7 +25,7 @@ from ownlet.simulations.node_data import write_node_store
 from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.setting import DataConfig
 
-__all__ = ["Connection", "prepare_node", "run_node"]
+__all__ = ["Connection", "held_node", "prepare_node", "run_node"]
 
 _POLL_SECONDS = 0.5
 _PROBE_SECONDS = 3.0
@@ -88,6 +90,28 @@ class Connection:
             return False
 
 
+@contextmanager
+def held_node(state: Path) -> Iterator[None]:
+    """Hold a node's folder for as long as the context lasts: two nodes would charge the same ledgers side by side.
+
+    Args:
+        state: the folder, made if it is missing.
+
+    Raises:
+        StateBusyError: another node runs in it.
+        StateError: it cannot be written.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = take_lock(state / "join.lock", 0.0)
+    except TimeoutError:
+        raise StateBusyError(f"one node at a time must use {state}, got another `ownlet join` that runs") from None
+    except OSError as error:
+        raise StateError(f"state folder must be writable, got {state}: {error}") from error
+    with lock:
+        yield
+
+
 def prepare_node(
     state: Path,
     place: Place,
@@ -101,7 +125,7 @@ def prepare_node(
     rank: int | None = None,
     key_file: Path | None = None,
 ) -> str:
-    """Write what the node's processes read into its folder, and say in words what it hosts.
+    """Write what the node's processes read into its folder, which is held, and say in words what it hosts.
 
     Raises:
         ConfigError: neither users nor a device, or both; or a rank for a device, or a key for anything else.
@@ -121,7 +145,6 @@ def prepare_node(
         bundle=bundle,
         device_state=device_state,
     )
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     if is_device:
         require(not simulated, "simulated must not be set for a device", simulated=simulated)
         require(rank is None, "rank must not be set for a device, whose bundle trains its own", rank=rank)

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from ownlet.cli.main import COMMANDS, build_app
 from ownlet.shared.flower_process import free_port
+from ownlet.simulations.join import held_node
 
 
 def run(code: int, *arguments: object) -> str:
@@ -48,3 +49,12 @@ def test_join_says_what_is_missing(tmp_path: Path) -> None:
     assert "partition" in run(2, *always, *there, "--partition", 3, "--partitions", 3, "--base", tmp_path / "base.pt")
     other = ("--key", tmp_path / "no-key")
     assert "key must be an OpenSSH private key" in run(2, *always, *there, *other)
+
+
+def test_a_second_node_in_a_folder_with_ledgers_is_refused_at_once(tmp_path: Path) -> None:
+    certs, state = tmp_path / "certs", tmp_path / "state"
+    run(0, "certs", "--out", certs, "--nodes", 1)
+    node = ("join", "--server", "localhost:1", "--certs", certs, "--key", certs / "nodes" / "node-0", "--state", state)
+    with held_node(state):
+        assert f"one node at a time must use {state}, got another" in run(2, *node, "--base", tmp_path, "--data", certs)
+    assert "base must be" in run(2, *node, "--base", tmp_path, "--data", certs)  # the lock is free again
