@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ownlet.cli.registry import Json, RegistryFolder, open_registry, serving
+from ownlet.cli.registry import Json, RegistryFolder, open_registry, serving, watching
 
 __all__ = ["collect", "count", "observe", "stop_count", "verdict", "watch"]
 
@@ -87,8 +87,10 @@ def verdict(
 
 
 def watch(
+    ctx: typer.Context,
     baseline: Annotated[
-        float | None, typer.Option(help="Mean that must not be fallen below; none: stop watching.")
+        float | None,
+        typer.Option(help="Mean in [0, 1] that must not be fallen below; starts a watch, in place of any before."),
     ] = None,
     drop: Annotated[float, typer.Option(help="Fall that matters.")] = 0.02,
     scale: Annotated[float, typer.Option(help="Standard error of one value that `observe` is given.")] = 0.005,
@@ -96,22 +98,31 @@ def watch(
         bool, typer.Option("--bits", help="Watch the reports of devices on the candidate instead.")
     ] = False,
     false_alarm_every: Annotated[float, typer.Option(help="Values between two false alarms, at least.")] = 1e6,
+    stop: Annotated[bool, typer.Option("--stop", help="Watch no longer.")] = False,
     registry: RegistryFolder = Path("registry"),
 ) -> None:
-    """Watch quality, and pause the rollout where it falls; `resume` goes on."""
+    """Watch quality, and pause the rollout where it falls; `resume` goes on. Without options: say what is watched."""
     from ownlet.server.drift import DropDetector
+    from ownlet.shared.errors import ConfigError, require
 
-    detector = None
-    if baseline is not None:
-        scale = 0.5 if bits else scale
-        detector = DropDetector(
-            baseline=baseline, drop=drop, scale=scale, of_bits=bits, false_alarm_every=false_alarm_every
-        )
-    state = open_registry(registry).watch(detector)
-    delay = (
-        "" if detector is None else f"; a fall of {drop:g} is found after about {detector.expected_delay:,.0f} values"
+    opened = open_registry(registry)
+    given = _given(ctx, ("baseline", "drop", "scale", "bits", "false_alarm_every"))
+    if stop:
+        require(not given, "--stop must stand alone", given=given)
+        typer.echo(opened.watch(None).log[-1].what)
+        return
+    if not given:
+        typer.echo(watching(opened.rollout()))
+        return
+    if baseline is None:
+        raise ConfigError(f"baseline must be given to start a watch, got {', '.join(given)} alone")
+    require(not (bits and "--scale" in given), "scale must not be given with --bits, which have their own", scale=scale)
+    scale = 0.5 if bits else scale
+    detector = DropDetector(
+        baseline=baseline, drop=drop, scale=scale, of_bits=bits, false_alarm_every=false_alarm_every
     )
-    typer.echo(f"{state.log[-1].what}{delay}")
+    said = opened.watch(detector).log[-1].what
+    typer.echo(f"{said}; a fall of {drop:g} is found after about {detector.expected_delay:,.0f} values")
 
 
 def observe(
@@ -123,3 +134,10 @@ def observe(
     state = open_registry(registry).observe(values)
     plain: dict[str, Any] = {"watched": asdict(state.watched), "paused": state.paused}
     typer.echo(json.dumps(plain, sort_keys=True) if as_json else serving(state))
+
+
+def _given(ctx: typer.Context, names: tuple[str, ...]) -> list[str]:
+    """Return which of these options somebody typed."""
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    typed = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    return [f"--{name.replace('_', '-')}" for name in typed]

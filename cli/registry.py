@@ -172,6 +172,18 @@ def serving(state: Rollout) -> str:
     return f"Version {state.candidate} on {state.percent:g} % of devices{paused}; the others: {stable}."
 
 
+def watching(state: Rollout) -> str:
+    """Say in one line what is watched, and what the watch has seen."""
+    detector, seen = state.detector, state.watched
+    if detector is None:
+        return "Quality is not watched."
+    kind = "Bits of devices are" if detector.of_bits else "Quality, as `observe` is given it, is"
+    return (
+        f"{kind} watched from {detector.baseline:g} for a fall of {detector.drop:g}: {seen.values} values, "
+        f"log evidence of a fall {max(0.0, seen.log_evidence):.2f}"
+    )
+
+
 def _tell(state: Rollout, as_json: bool) -> None:
     typer.echo(json.dumps(asdict(state), sort_keys=True) if as_json else serving(state))
 
@@ -195,11 +207,7 @@ def _show_rollout(state: Rollout, as_json: bool) -> None:
         typer.echo(json.dumps(asdict(state), sort_keys=True))
         return
     typer.echo(serving(state))
-    if state.detector is not None:
-        typer.echo(
-            f"Quality is watched from {state.detector.baseline:g}: {state.watched.values} values, "
-            f"log evidence of a fall {max(0.0, state.watched.log_evidence):.2f}"
-        )
+    typer.echo(watching(state))
     for entry in state.log:
         typer.echo(f"{_time(entry.at)}  {entry.what}" + (f": {entry.why}" if entry.why else ""))
 

@@ -211,16 +211,20 @@ class Registry:
         return self._change(lambda state, at: stop_count(state, why=why, at=at))
 
     def watch(self, detector: DropDetector | None) -> Rollout:
-        """Let a detector watch quality, or none."""
+        """Let a detector watch quality, or none.
+
+        Raises:
+            ConfigError: the baseline is outside [0, 1].
+        """
         return self._change(lambda state, at: watch(state, detector, at=at))
 
     def observe(self, values: Iterable[float]) -> Rollout:
-        """Show the detector more values; an alarm pauses the rollout, and the log says why.
+        """Show the detector more measured values; an alarm pauses the rollout, and the log says why.
 
         Raises:
-            ConfigError: nothing watches, or a value is not finite.
+            ConfigError: nothing watches quality (a detector of bits takes none), or a value is outside [0, 1].
         """
-        return self._change(lambda state, at: observed(state, list(values), at=at))
+        return self._change(lambda state, at: observed(state, list(values), of_bits=False, at=at))
 
     def collect(self, lines: Iterable[str]) -> Collected:
         """Take in reports of the present count, each once; those about the adapter in rollout feed a detector of bits.
@@ -242,7 +246,7 @@ class Registry:
                 watched = state.candidate or state.stable
                 version = self.version(watched).adapter_version if watched else None
                 bits = [report.bit for report in collected.new if version in (None, report.version)]
-                self._save(observed(state, bits, at=float(self._clock())))
+                self._save(observed(state, bits, of_bits=True, at=float(self._clock())))
         return collected
 
     def reports(self, count: str) -> list[CountReport]:

@@ -213,19 +213,36 @@ def stop_count(state: Rollout, *, why: str, at: float) -> Rollout:
 
 
 def watch(state: Rollout, detector: DropDetector | None, *, at: float) -> Rollout:
-    """Let a detector watch quality from now on, or none."""
-    said = "quality not watched" if detector is None else f"quality watched from {detector.baseline:g}"
+    """Let a detector watch quality from now on, or none.
+
+    Raises:
+        ConfigError: the baseline is no mean of bits or of quality.
+    """
+    said = "quality not watched"
+    if detector is not None:
+        require(0 <= detector.baseline <= 1, "baseline must be in [0, 1]", baseline=detector.baseline)
+        said = f"{'bits of devices' if detector.of_bits else 'quality'} watched from {detector.baseline:g}"
     return _step(replace(state, detector=detector, watched=DropState()), at, said)
 
 
-def observed(state: Rollout, values: Sequence[float], *, at: float) -> Rollout:
+def observed(state: Rollout, values: Sequence[float], *, of_bits: bool, at: float) -> Rollout:
     """Show the detector more values; its alarm pauses the rollout.
 
+    Args:
+        state: before.
+        values: in [0, 1].
+        of_bits: whether they are devices' bits or measured quality; a detector takes one kind, never a mixture.
+        at: unix seconds.
+
     Raises:
-        ConfigError: nothing watches, or a value is not finite.
+        ConfigError: nothing watches, it watches the other kind, or a value is outside [0, 1].
     """
-    require(state.detector is not None, "quality must be watched", detector=None)
+    require(state.detector is not None, "quality must be watched (`registry watch --baseline`)", detector=None)
     assert state.detector is not None
+    kinds = "bits of devices, which `registry collect` brings" if state.detector.of_bits else "quality as `observe`"
+    require(state.detector.of_bits == of_bits, f"the watch must be of what it is shown: it takes {kinds}", bits=of_bits)
+    for value in values:
+        require(0 <= value <= 1, "watched value must be in [0, 1]", value=value)
     after = replace(state, watched=look(state.detector, state.watched, values))
     if after.watched.alarm and not state.watched.alarm and not state.paused:
         return pause(after, why=_alarm(state.detector, after.watched.alarm_at), at=at)

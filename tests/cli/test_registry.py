@@ -108,7 +108,31 @@ def test_a_fall_in_quality_pauses_the_rollout(folder: Path):
     assert "PAUSED: quality fell" in run("observe", 0.09, 0.09, 0.09)
     assert "rollout must not be paused" in refuse("promote", 1, "--percent", 50)
     assert "PAUSED" not in run("resume", "--why", "data bug")
-    assert run("watch") == "quality not watched\n"
+    log = run("show")
+    watched = "Quality, as `observe` is given it, is watched from 0.11 for a fall of 0.01: 0 values"
+    assert run("watch").startswith(watched)  # shows, and disarms nothing
+    assert watched in log
+    assert run("show") == log
+    assert "baseline must be given to start a watch, got --drop alone" in refuse("watch", "--drop", 0.02)
+    assert "--stop must stand alone" in refuse("watch", "--stop", "--bits")
+    assert run("watch", "--stop") == "quality not watched\n"
+    assert run("watch") == "Quality is not watched.\n"
+
+
+def test_a_watch_takes_one_kind_of_value_from_0_to_1(folder: Path):
+    run("publish", "runs/1")
+    assert "baseline must be in [0, 1], got baseline=1.5" in refuse("watch", "--baseline", 1.5)
+    assert "quality must be watched (`registry watch --baseline`)" in refuse("observe", 0.4)
+    assert run("watch", "--bits", "--baseline", 0.42).startswith("bits of devices watched from 0.42")
+    before = json.loads(run("show", "--json"))
+    assert "it takes bits of devices, which `registry collect` brings" in refuse("observe", 0.4)
+    run("watch", "--baseline", 0.42)
+    for value in (1.5, -0.1, "nan"):
+        assert "watched value must be in [0, 1]" in refuse("observe", 0.4, "--", value)
+    after = json.loads(run("show", "--json"))
+    assert before["detector"]["of_bits"]
+    assert not after["detector"]["of_bits"]
+    assert after["watched"]["values"] == 0
 
 
 def test_a_run_that_was_not_publishable_is_refused(folder: Path):
