@@ -8,11 +8,12 @@ bound is its own users' loss.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ConfigRecord, Message
 
+from ownlet.server.replies import node_name
 from ownlet.shared.adapter import Vector
 from ownlet.shared.coding import coded_bytes, decode, places_of_round, sent_numbers
 from ownlet.shared.errors import FederationError, ReplyRejectedError
@@ -41,6 +42,7 @@ class Expected:
         users_by_node: node id -> how many users it was asked to train.
         counts: whether a number of users within the clip norm follows the delta.
         wire: the form of a delta. A node of several users sends their sum in float32 where a single one codes its own.
+        partition_of_node: of all nodes that are known, for messages.
     """
 
     round: int
@@ -51,6 +53,7 @@ class Expected:
     users_by_node: Mapping[int, int]
     counts: bool = False
     wire: WireConfig = FLOAT32
+    partition_of_node: Mapping[int, int] = field(default_factory=dict)
 
 
 def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> Vector:
@@ -69,9 +72,10 @@ def admit(reply: Message, expected: Expected, already: Collection[int] = ()) -> 
         ReplyRejectedError: names the round, the stage and the node, never its data.
     """
     node = reply.metadata.src_node_id
+    name = node_name(node, expected.partition_of_node)
 
     def reject(stage: str, reason: str) -> ReplyRejectedError:
-        return ReplyRejectedError(f"round {expected.round}, {stage}, node {node}: {reason}")
+        return ReplyRejectedError(f"round {expected.round}, {stage}, {name}: {reason}")
 
     if reply.has_error():  # the reason may quote the node's data, the code cannot
         raise reject("train", f"the node must answer without an error, got error code {reply.error.code}")

@@ -19,14 +19,14 @@ from ownlet.server.checkpoint import ServerState
 from ownlet.server.collect import collect
 from ownlet.server.combine import Combiner
 from ownlet.server.nodes import Nodes, split_cohort
-from ownlet.server.replies import Mailbox
+from ownlet.server.replies import Mailbox, is_gone, node_name
 from ownlet.server.robust import make_combiner
 from ownlet.server.secure_rounds import ask_securely
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.alternate import Part, part_of_round, places_of_part, spec_of_part
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ReplyRejectedError
-from ownlet.shared.wire import TrainRequest, array_bytes, partition_of, requests_to_records
+from ownlet.shared.wire import TrainRequest, array_bytes, requests_to_records
 
 __all__ = ["Answers", "ask", "expected_replies", "train_request", "unanswered"]
 
@@ -43,7 +43,7 @@ class Answers:
             None where there is nothing that may be released.
         num_admitted: nodes whose sum is in it.
         rejected: why other answers are not.
-        num_missing: nodes that were not connected or did not answer in time.
+        num_missing: nodes that were not connected, did not answer in time, or went away meanwhile.
         noise_multiplier: under secure aggregation, of the nodes' noise that is in the total.
         bytes_up, bytes_down: of the arrays in admitted replies and in requests; not counted under secure aggregation.
         admitted: partitions whose sum is in the total, in order, where the server sees single sums.
@@ -104,13 +104,19 @@ def train_request(
     )
 
 
-def expected_replies(config: FederationConfig, spec: AdapterSpec, requests: Mapping[int, TrainRequest]) -> Expected:
+def expected_replies(
+    config: FederationConfig,
+    spec: AdapterSpec,
+    requests: Mapping[int, TrainRequest],
+    partition_of_node: Mapping[int, int],
+) -> Expected:
     """Return what replies to requests of one round must be like.
 
     Args:
         config: of the run.
         spec: of what the round trains.
         requests: node id -> what it is asked; at least one.
+        partition_of_node: of these and others.
     """
     first = next(iter(requests.values()))
     return Expected(
@@ -122,6 +128,7 @@ def expected_replies(config: FederationConfig, spec: AdapterSpec, requests: Mapp
         users_by_node={node: len(request.users) for node, request in requests.items()},
         counts=config.counts,
         wire=config.wire,
+        partition_of_node=partition_of_node,
     )
 
 
@@ -165,6 +172,7 @@ def ask(
         nothing = np.zeros(spec.num_trainable + config.counts)
         return Answers(asked={}, total=nothing, num_admitted=0, rejected=(), num_missing=0)
     node_of, num_partitions = nodes.connected()
+    partition_of_node = {node: partition for partition, node in node_of.items()}
     asked = split_cohort(cohort, num_partitions)
     requests = {
         node_of[partition]: train_request(config, spec, state, users, number, clip_norm, part)
@@ -172,7 +180,7 @@ def ask(
         if partition in node_of
     }
     if config.secure.enabled:
-        answers = _ask_for_sum(nodes, config, spec, asked, requests)
+        answers = _ask_for_sum(nodes, config, spec, asked, requests, partition_of_node)
     else:
         combiner = make_combiner(
             config,
@@ -187,7 +195,7 @@ def ask(
             return Answers(asked={}, total=combiner.result(), num_admitted=0, rejected=(), num_missing=0)
         enough = math.ceil(config.cohort_rate * num_users) if config.stragglers.take_first else math.inf
         post = mailbox or Mailbox(nodes.grid)
-        answers = _ask_each(post, config, spec, asked, requests, combiner, num_partitions, enough)
+        answers = _ask_each(post, config, spec, asked, requests, combiner, partition_of_node, enough)
     for reason in answers.rejected:
         _log.warning("rejected: %s", reason)
     return answers
@@ -200,7 +208,7 @@ def _ask_each(
     asked: Mapping[int, tuple[int, ...]],
     requests: Mapping[int, TrainRequest],
     combiner: Combiner,
-    num_partitions: int,
+    partition_of_node: Mapping[int, int],
     enough: float,
 ) -> Answers:
     """Ask every node for its sum, see it, combine it and forget it."""
@@ -212,12 +220,11 @@ def _ask_each(
         Message(records, node, "train", group_id=str(first.round), ttl=ttl)
         for node, records in zip(requests, requests_to_records(requests.values()), strict=True)
     )
-    expected = expected_replies(config, spec, requests)
-    late = [_why_late(reply, expected) for reply in mailbox.late()]
+    expected = expected_replies(config, spec, requests, partition_of_node)
+    late = [_why_late(reply, expected) for reply in mailbox.late() if not is_gone(reply)]
     replies = mailbox.replies_to(messages, config.deadline_seconds, ttl)
     found = collect(replies, expected, combiner, enough=enough)
     replies.close()  # where enough have come, the others are late from here on
-    partition_of_node = {node: partition_of(request.users[0], num_partitions) for node, request in requests.items()}
     return Answers(
         asked=asked,
         total=found.total,
@@ -237,8 +244,8 @@ def _why_late(reply: Message, expected: Expected) -> str:
         admit(reply, expected)
     except ReplyRejectedError as error:
         return f"late: {error}"
-    node = reply.metadata.src_node_id  # a lie: it answers an earlier request and names this round
-    return f"late: round {expected.round}, admit, node {node}: the reply must answer a request of this round"
+    name = node_name(reply.metadata.src_node_id, expected.partition_of_node)  # a lie: it names this round
+    return f"late: round {expected.round}, admit, {name}: the reply must answer a request of this round"
 
 
 def _ask_for_sum(
@@ -247,11 +254,12 @@ def _ask_for_sum(
     spec: AdapterSpec,
     asked: Mapping[int, tuple[int, ...]],
     requests: Mapping[int, TrainRequest],
+    partition_of_node: Mapping[int, int],
 ) -> Answers:
     """Ask all nodes together for the sum of their sums, and see nothing else."""
     if not requests:
         return Answers(asked=asked, total=None, num_admitted=0, rejected=(), num_missing=len(asked))
-    done = ask_securely(nodes.grid, config, requests, spec.num_trainable)
+    done = ask_securely(nodes.grid, config, requests, spec.num_trainable, partition_of_node)
     return Answers(
         asked=asked,
         total=done.total,

@@ -33,7 +33,7 @@ from ownlet.server.clock import SYSTEM_CLOCK, Clock
 from ownlet.server.cohorts import round_noise
 from ownlet.server.combine import ExactSum
 from ownlet.server.nodes import Nodes, split_cohort
-from ownlet.server.replies import LONGEST_POLL_SECONDS, POLL_SECONDS, pull
+from ownlet.server.replies import LONGEST_POLL_SECONDS, POLL_SECONDS, is_gone, node_name, pull
 from ownlet.shared.adapter import AdapterSpec
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import ReplyRejectedError
@@ -158,6 +158,7 @@ def ask_buffered(
     node_of, num_partitions = nodes.connected()
     bound = config.delta_bound(spec.num_trainable)
     missing = flight.forget_expired()
+    partition_of_node = {node: partition for partition, node in node_of.items()}
     users = [user for user in cohort.tolist() if partition_of(user, num_partitions) in node_of]
     requests = [train_request(config, spec, state, (user,), number, bound) for user in users]
     at = [node_of[partition_of(user, num_partitions)] for user in users]
@@ -169,20 +170,26 @@ def ask_buffered(
     bytes_down = sum(array_bytes(message.content) for message in messages)
     expires = flight.clock.now() + ttl
     under_way = [
-        _UnderWay(user=user, expected=expected_replies(config, spec, {node: request}), expires=expires)
+        _UnderWay(
+            user=user, expected=expected_replies(config, spec, {node: request}, partition_of_node), expires=expires
+        )
         for user, node, request in zip(users, at, requests, strict=True)
     ]
     flight.start(list(flight.grid.push_messages(messages)), under_way)
     total = ExactSum(spec.num_trainable, config.buffer.size * max(0.5, min(bound, LARGEST_NORM)))
     admitted, late, bytes_up, rejected = 0, 0, 0, list[str]()
     for reply, asked in flight.replies(flight.clock.now() + config.deadline_seconds):
+        if is_gone(reply):
+            missing += 1
+            continue
         staleness = state.version - asked.expected.version
         try:
             delta = admit(reply, asked.expected)
             if staleness > config.buffer.max_staleness:
                 late += 1
+                name = node_name(reply.metadata.src_node_id, asked.expected.partition_of_node)
                 raise ReplyRejectedError(
-                    f"late: round {number}, admit, node {reply.metadata.src_node_id}: the version must be at most "
+                    f"late: round {number}, admit, {name}: the version must be at most "
                     f"{config.buffer.max_staleness} back, got {staleness}"
                 )
         except ReplyRejectedError as error:

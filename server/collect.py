@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ownlet.server.admit import Expected, admit
 from ownlet.server.combine import Combiner
+from ownlet.server.replies import is_gone
 from ownlet.shared.errors import ReplyRejectedError
 from ownlet.shared.wire import array_bytes
 
@@ -53,6 +54,8 @@ def collect(
     rejected: list[str] = []
     num_bytes, num_users = 0, 0
     for reply in replies:
+        if is_gone(reply):
+            continue
         node = reply.metadata.src_node_id
         heard.add(node)
         try:

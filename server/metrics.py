@@ -27,7 +27,7 @@ __all__ = ["RunStatus", "Snapshot", "exposition", "kind_of_refusal"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MOST_REASONS = 30
-_PREFIX = re.compile(r"^round \d+, (\w+), node -?\d+: ")
+_PREFIX = re.compile(r"^round \d+, (\w+), (?:node|partition) -?\d+: ")
 
 
 @dataclass(frozen=True, kw_only=True)

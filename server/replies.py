@@ -9,20 +9,22 @@ handed out apart from theirs: it is for them to refuse and to count.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from ownlet.server.clock import SYSTEM_CLOCK, Clock
 
-__all__ = ["LONGEST_POLL_SECONDS", "POLL_SECONDS", "Mailbox", "pull"]
+__all__ = ["LONGEST_POLL_SECONDS", "POLL_SECONDS", "Mailbox", "is_gone", "node_name", "pull"]
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0
 """Pauses between two looks for replies: the first, and what it doubles to while nothing comes."""
 
 _AT_ONCE = 16
+_GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 
 
 class Mailbox:
@@ -70,6 +72,19 @@ class Mailbox:
             yield reply
         now = self._clock.now()
         self._late = {message_id: expires for message_id, expires in self._late.items() if expires > now}
+
+
+def is_gone(reply: Message) -> bool:
+    """Say whether a reply is Flower's own word that none will come: its node has gone, or the message has expired.
+
+    Such a node counts as missing, as one that says nothing; an error of the node's app is an answer, and refused.
+    """
+    return reply.has_error() and reply.error.code in _GONE
+
+
+def node_name(node: int, partition_of_node: Mapping[int, int]) -> str:
+    """Return how messages call a node: by its partition where that is known, else by Flower's number."""
+    return f"partition {partition_of_node[node]}" if node in partition_of_node else f"node {node}"
 
 
 def pull(grid: Grid, message_ids: list[str]) -> Iterator[Message]:

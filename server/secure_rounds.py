@@ -16,6 +16,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from ownlet.server.replies import is_gone, node_name
 from ownlet.server.secure_sum import SecureSum, SumResult
 from ownlet.shared.config import FederationConfig
 from ownlet.shared.distributed_noise import realised_noise_multiplier
@@ -42,7 +43,7 @@ class SecureRound:
         noise_multiplier: sigma that the total really has, without the noise of nodes that may collude; 0 where the
             nodes add none. Where the round is void, the one that it was meant to have at the least.
         refused: why answers did not count, or the round is void.
-        num_missing: nodes without any answer.
+        num_missing: nodes without any answer, or that went away before their sum had come.
     """
 
     total: NDArray[np.float64] | None
@@ -53,7 +54,11 @@ class SecureRound:
 
 
 def ask_securely(
-    grid: Grid, config: FederationConfig, requests: Mapping[int, TrainRequest], num_trainable: int
+    grid: Grid,
+    config: FederationConfig,
+    requests: Mapping[int, TrainRequest],
+    num_trainable: int,
+    partition_of_node: Mapping[int, int] | None = None,
 ) -> SecureRound:
     """Run one secure sum.
 
@@ -62,9 +67,10 @@ def ask_securely(
         config: noise, tolerances, time-out.
         requests: node id -> what it is asked to train, of at least one node.
         num_trainable: numbers in a delta.
+        partition_of_node: for messages, where it is known.
     """
     noise = config.noise_multiplier if config.unit == "user" else 0.0
-    talk = _Talk(grid, config, requests)
+    talk = _Talk(grid, config, requests, partition_of_node or {})
     try:
         result, terms, coding = _sum_of(talk, config, noise, num_trainable)
     except (FederationError, ConfigError) as error:
@@ -150,16 +156,25 @@ def _ended(talk: _Talk, reason: str, noise: float) -> SecureRound:
 class _Talk:
     """Asks nodes through Flower; remembers who ever answered, and why answers were refused."""
 
-    def __init__(self, grid: Grid, config: FederationConfig, requests: Mapping[int, TrainRequest]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        config: FederationConfig,
+        requests: Mapping[int, TrainRequest],
+        partition_of_node: Mapping[int, int],
+    ) -> None:
         self.requests, self.heard, self.refused = requests, set[int](), list[str]()
+        self._partition_of_node = partition_of_node
         self._grid, self._seconds = grid, config.reply_timeout_seconds
         self._round = next(iter(requests.values())).round
 
     def ask(self, stage: str, questions: Mapping[int, Any], kind: type[T]) -> dict[int, T]:
         """Return node -> answer, of the nodes that gave one of the right kind."""
         sent = [self._message(stage, node, question) for node, question in questions.items()]
-        answers: dict[int, T] = {}
+        answers, silent = dict[int, T](), set(questions)
         for reply in self._grid.send_and_receive(sent, timeout=self._seconds):
+            if is_gone(reply):  # as one that says nothing
+                continue
             node = reply.metadata.src_node_id
             reason = None
             if reply.has_error():  # the reason may quote the node's data, the code cannot
@@ -171,9 +186,13 @@ class _Talk:
                     answers[node] = from_records(kind, reply.content)
                 except FederationError as error:
                     reason = str(error)
+            silent.discard(node)
             self.heard |= {node} & set(self.requests)
             if reason is not None:
-                self.refused.append(f"round {self._round}, {stage}, node {node}: {reason}")
+                name = node_name(node, self._partition_of_node)
+                self.refused.append(f"round {self._round}, {stage}, {name}: {reason}")
+        if stage in SECURE_STAGES[:3]:  # whoever goes before its sum has come is missing; after that it is in the sum
+            self.heard -= silent
         return answers
 
     def _message(self, stage: str, node: int, question: Any) -> Message:

@@ -153,12 +153,28 @@ def test_the_reason_names_round_stage_and_node_and_no_data(world: Any, noiseless
         grid = world.grid(2)
         grid.tamper = BAD[name]
         (reasons[name],) = world.run(noiseless, grid=grid).rounds[0].rejected
-    assert reasons["error"] == "round 1, train, node 1000: the node must answer without an error, got error code 2"
-    assert reasons["nan"] == "round 1, admit, node 1000: the sum must be finite"
+    assert reasons["error"] == "round 1, train, partition 0: the node must answer without an error, got error code 2"
+    assert reasons["nan"] == "round 1, admit, partition 0: the sum must be finite"
     assert (
-        reasons["too large"] == "round 1, admit, node 1000: the norm of the sum must be at most users * clip_norm, 1.5"
+        reasons["too large"]
+        == "round 1, admit, partition 0: the norm of the sum must be at most users * clip_norm, 1.5"
     )
-    assert reasons["float64"] == "round 1, decode, node 1000: array must be float32, got dtype=float64"
+    assert reasons["float64"] == "round 1, decode, partition 0: array must be float32, got dtype=float64"
+
+
+@pytest.mark.parametrize(("code", "missing"), [(3, 1), (4, 1), (5, 1), (2, 0), (8, 0)])
+def test_a_node_that_flower_says_has_gone_is_missing_and_one_whose_app_fails_is_rejected(
+    world: Any, noiseless: FederationConfig, code: int, missing: int
+) -> None:
+    def failed(reply: Message) -> Message:
+        sender = 1 if missing else reply.metadata.src_node_id  # SuperLink's own number, where it speaks for a node
+        return Message(Error(code), reply_to=Message(RecordDict(), dst_node_id=sender, message_type="train"))
+
+    grid = world.grid(2)
+    grid.tamper = _reply(failed)
+    (record,) = world.run(noiseless, grid=grid).rounds
+    assert (record.num_nodes, record.num_admitted, record.num_missing) == (2, 1, missing)
+    assert len(record.rejected) == 1 - missing
 
 
 def test_a_reply_that_comes_twice_counts_once(world: Any, noiseless: FederationConfig) -> None:
@@ -166,7 +182,7 @@ def test_a_reply_that_comes_twice_counts_once(world: Any, noiseless: FederationC
     grid.tamper = lambda replies: [*replies, replies[0]]
     result = world.run(noiseless, grid=grid)
     np.testing.assert_allclose(result.vector, world.expected_step(noiseless, range(20)), atol=1e-6)
-    assert result.rounds[0].rejected == ("round 1, admit, node 1000: the node must answer once",)
+    assert result.rounds[0].rejected == ("round 1, admit, partition 0: the node must answer once",)
 
 
 def test_a_missing_reply_is_counted_and_leaves_the_others(world: Any, noiseless: FederationConfig) -> None:

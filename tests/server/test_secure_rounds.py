@@ -90,7 +90,17 @@ def test_nodes_that_fail_at_a_stage_are_left_out_only_if_their_sum_had_not_come(
     (record,) = result.rounds
     assert record.num_admitted == len(counted)
     assert len(record.rejected) == 2
-    assert all(f"{stage}, node 100" in reason and "secret" not in reason for reason in record.rejected)
+    assert all(f"{stage}, partition " in reason and "secret" not in reason for reason in record.rejected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_node_that_flower_says_has_gone_is_missing_unless_its_sum_had_come(world: Any, stage: str) -> None:
+    grid = world.grid(10)
+    Dropping(grid, stage, {2}, lambda reply: Message(Error(5), reply_to=_question(reply)))
+    (record,) = world.run(replace(NOISELESS, rounds=1, cohort_rate=1.0), grid=grid).rounds
+    assert record.num_admitted + record.num_missing == 10
+    assert record.num_missing == (stage in STAGES[:3])
+    assert record.rejected == ()
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])

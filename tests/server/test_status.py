@@ -100,7 +100,7 @@ def test_a_run_that_has_not_begun_and_one_without_privacy_are_told_too():
 def test_refusals_become_few_kinds_without_numbers_or_nodes():
     told = "round 12, admit, node -99: the norm of the sum must be at most users * clip_norm, 3.5e-2"
     assert kind_of_refusal(told) == "admit: the norm of the sum must be at most users * clip_norm, N"
-    assert kind_of_refusal("round 1, admit, node 5: records must be delta and reply, got ['x']") == (
+    assert kind_of_refusal("round 1, admit, partition 5: records must be delta and reply, got ['x']") == (
         "admit: records must be delta and reply"
     )
     status = RunStatus(CONFIG, "x")

@@ -64,7 +64,7 @@ def test_what_comes_late_is_refused_by_its_round_and_counted(world: Any) -> None
     )
     assert [record.num_late for record in result.rounds] == [0, 0, 1, 0]
     (reason,) = result.rounds[2].rejected
-    assert reason.startswith("late: round 3, admit, node 1003: round must be 3")
+    assert reason.startswith("late: round 3, admit, partition 3: round must be 3")
     assert result.rounds[2].num_admitted == 19
     everybody_else = _run(world, replace(waiting, seed=1), lambda user, times: 0.0)[0]
     assert not np.array_equal(result.vector, everybody_else.vector)

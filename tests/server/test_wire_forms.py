@@ -186,7 +186,7 @@ def test_a_bad_code_is_refused(world: Any, noiseless: FederationConfig, name: st
     grid.tamper = _changed(BAD[name])
     (record,) = world.run(replace(noiseless, wire=WireConfig(name="int8")), grid=grid).rounds
     assert (record.num_admitted, len(record.rejected)) == (19, 1)
-    assert "node 1000" in record.rejected[0]
+    assert "partition 0" in record.rejected[0]
 
 
 def test_a_node_of_several_users_may_not_send_a_code_in_place_of_their_sum(
