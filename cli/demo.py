@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs, TensorBoard
+from ownlet.cli.options import (
+    Columns,
+    Context,
+    Core,
+    Data,
+    Name,
+    Overwrite,
+    PeriodDays,
+    PublicBefore,
+    Runs,
+    TensorBoard,
+    UtcOffsetHours,
+)
 from ownlet.cli.settings import Config, Set, read_settings
 
 if TYPE_CHECKING:
@@ -24,6 +36,9 @@ OPTIONS = {
     "seeds": ("run.seeds",),
     "public_fraction": ("data.public_fraction",),
     "rounds": ("federation.rounds",),
+    "context": ("context.fields",),
+    "utc_offset_hours": ("context.utc_offset_hours",),
+    "period_days": ("context.period_days",),
 }
 """Option -> the settings that it stands for."""
 
@@ -45,6 +60,9 @@ def demo(
         typer.Option(help="Share of users that is public. Default: 0.3 with --data, 0.1 for the built-in population."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds of each run.")] = 30,
+    context: Context = "",
+    utc_offset_hours: UtcOffsetHours = 0.0,
+    period_days: PeriodDays = 30.0,
     tensorboard: TensorBoard = None,
     runs: Runs = Path("runs"),
     name: Name = None,

@@ -11,18 +11,21 @@ from ownlet.shared.errors import require
 
 __all__ = [
     "Columns",
+    "Context",
     "Core",
     "Data",
     "Name",
     "Negatives",
     "Objective",
     "Overwrite",
+    "PeriodDays",
     "PublicBefore",
     "Runs",
     "Sampling",
     "Seed",
     "TensorBoard",
     "Threads",
+    "UtcOffsetHours",
     "column_pairs",
     "use_threads",
 ]
@@ -53,6 +56,15 @@ Columns = Annotated[
         "rating=NAME; any other pair keeps that column as context."
     ),
 ]
+Context = Annotated[
+    str,
+    typer.Option(
+        help="What the base reads of the moment of each question: any of gap, hour, weekday, period, and NAME=COLUMN "
+        "for a column that is known before the item is, such as device=device_type."
+    ),
+]
+UtcOffsetHours = Annotated[float, typer.Option(help="Of --context hour and weekday.")]
+PeriodDays = Annotated[float, typer.Option(help="Length of a period of --context period.")]
 Core = Annotated[int, typer.Option(help="Keep users and items with this many interactions, iteratively; 0 keeps all.")]
 PublicBefore = Annotated[
     str | None,

@@ -9,18 +9,21 @@ import typer
 
 from ownlet.cli.options import (
     Columns,
+    Context,
     Core,
     Data,
     Name,
     Negatives,
     Objective,
     Overwrite,
+    PeriodDays,
     PublicBefore,
     Runs,
     Sampling,
     Seed,
     TensorBoard,
     Threads,
+    UtcOffsetHours,
     use_threads,
 )
 from ownlet.cli.settings import Config, Set, read_settings
@@ -72,15 +75,9 @@ def pretrain(
     dim: Annotated[int, typer.Option(min=2, help="Width of the hidden states.")] = 64,
     layers: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 2,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    context: Annotated[
-        str,
-        typer.Option(
-            help="What the base reads of the moment of each question: any of gap, hour, weekday, period, and "
-            "NAME=COLUMN for a column that is known before the item is, such as device=device_type."
-        ),
-    ] = "",
-    utc_offset_hours: Annotated[float, typer.Option(help="Of --context hour and weekday.")] = 0.0,
-    period_days: Annotated[float, typer.Option(help="Length of a period of --context period.")] = 30.0,
+    context: Context = "",
+    utc_offset_hours: UtcOffsetHours = 0.0,
+    period_days: PeriodDays = 30.0,
     objective: Objective = "softmax",
     negatives: Negatives = 0,
     sampling: Sampling = "uniform",

@@ -42,7 +42,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 NOT_SETTABLE = {
     "pretrain": {"model.context"},  # made from [context] and the data
-    "demo": {  # decided per run and seed; the demo's base reads no context
+    "demo": {  # decided per run and seed, or made from [context] and the data
         *("pretrain.seed", "federation.seed", "federation.unit", "federation.noise_multiplier"),
         *("federation.target_epsilon", "model.context"),
     },

@@ -27,7 +27,7 @@ from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.pretrain import Epoch, PretrainConfig, pretrain, save_base
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.results import RunFolder, plain_metrics
-from ownlet.simulations.setting import DataConfig, data_facts, divide, keep_columns, load_interactions, public_events
+from ownlet.simulations.setting import DataConfig, data_facts, keep_columns, load_interactions, prepare_requested
 from ownlet.simulations.text_content import TextConfig, TextSource, text_content
 
 __all__ = ["BaseRunConfig", "run_pretrain"]
@@ -156,9 +156,7 @@ def _content(
 
 
 def _public_task(config: BaseRunConfig) -> _Task:
-    source = keep_columns(config.data, config.context.columns)
-    data = load_interactions(source)
-    setting = divide(data, source, fields_of(config.context, data, public_events(data, source)))
+    setting = prepare_requested(config.data, config.context)
     return _Task(
         items=setting.data.items,
         histories=setting.public,

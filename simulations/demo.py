@@ -35,7 +35,7 @@ from ownlet.simulations.findings import (
 from ownlet.simulations.progress import Progress
 from ownlet.simulations.report import write_report
 from ownlet.simulations.results import RunFolder, plain_metrics
-from ownlet.simulations.setting import Setting, prepare
+from ownlet.simulations.setting import Setting, prepare_requested
 from ownlet.simulations.traffic import wire_bytes
 from ownlet.simulations.trial import (
     FederatedRun,
@@ -98,7 +98,8 @@ def run_demo(config: TrialConfig, folder: RunFolder, progress: Progress, board: 
     """
     started = time.monotonic()
     with progress.stage("reading interactions, most popular, item-kNN", 2) as step:
-        setting = prepare(config.data, config.model.context)
+        setting = prepare_requested(config.data, config.context)
+        config = replace(config, model=replace(config.model, context=setting.fields))
         step("")
         baselines = baseline_ranks(setting)
         step("")
@@ -180,6 +181,7 @@ def _report(
             "public users": f"{len(setting.public)} train the base, {len(setting.held_out)} choose settings",
             "device users": f"{len(setting.devices)}",
             "seeds": ", ".join(map(str, config.seeds)),
+            **({"context": ", ".join(config.context.fields)} if config.context.fields else {}),
             "adapter": f"rank {first.spec.rank}, {first.spec.num_trainable} trained numbers, "
             f"on {', '.join(targets_of(config.adapter))}",
             "rounds": f"{federation.rounds}, each user in a round with probability {federation.cohort_rate:g}",

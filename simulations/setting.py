@@ -22,7 +22,7 @@ from ownlet.shared.errors import DataError, require
 from ownlet.shared.interactions import History, Interactions, k_core
 from ownlet.shared.splits import public_device_split
 from ownlet.simulations.evaluate import Cases, all_positions
-from ownlet.simulations.moments import event_context
+from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.population import make_population
 from ownlet.simulations.readers import read
 
@@ -35,6 +35,7 @@ __all__ = [
     "last_event_cases",
     "load_interactions",
     "prepare",
+    "prepare_requested",
     "public_events",
     "public_parts",
 ]
@@ -166,6 +167,16 @@ def prepare(config: DataConfig, fields: Sequence[ContextField] = ()) -> Setting:
     """Load the data and divide its users; see ``divide``. A field's column has its name, unless ``config`` says."""
     config = keep_columns(config, [(field.name, field.name) for field in fields if field.kind == "column"])
     return divide(load_interactions(config), config, fields)
+
+
+def prepare_requested(config: DataConfig, request: ContextRequest) -> Setting:
+    """Load the data and divide its users, with the fields that a base is to be trained on; see ``divide``.
+
+    Their vocabularies and periods are taken from public events.
+    """
+    source = keep_columns(config, request.columns)
+    data = load_interactions(source)
+    return divide(data, source, fields_of(request, data, public_events(data, source)))
 
 
 def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField] = ()) -> Setting:

@@ -34,6 +34,7 @@ from ownlet.shared.windows import WindowStack
 from ownlet.simulations.baselines import item_knn, most_popular
 from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.evaluate import Cases, model_ranks, public_quality, scorer_ranks
+from ownlet.simulations.moments import ContextRequest
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.pretrain_once import pretrain_once
 from ownlet.simulations.progress import Progress
@@ -65,6 +66,7 @@ class TrialConfig:
     Args:
         data: which interactions.
         model: shape of the base.
+        context: what the base reads beside the history; its vocabularies are taken from public users.
         recipe: training of the base.
         adapter: where LoRA goes.
         federation: the run without noise; its ``unit``, ``noise_multiplier`` and ``seed`` are set per run.
@@ -79,6 +81,7 @@ class TrialConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextRequest = field(default_factory=ContextRequest)
     recipe: PretrainConfig = field(default_factory=PretrainConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     federation: FederationConfig = field(default_factory=simulated_federation)

@@ -12,6 +12,7 @@ from ownlet.shared.adapter import load_adapter
 from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
 from ownlet.shared.manifest import read_manifest
 from ownlet.simulations.demo import run_demo
+from ownlet.simulations.moments import ContextRequest
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.progress import Silent
 from ownlet.simulations.results import RunFolder, check_summary
@@ -21,6 +22,7 @@ from ownlet.simulations.trial import TrialConfig
 CONFIG = TrialConfig(
     data=DataConfig(num_users=200, num_items=120),
     model=ModelConfig(dim=16, num_layers=1, max_length=20),
+    context=ContextRequest(fields=("gap", "hour")),
     recipe=PretrainConfig(max_epochs=4, warmup_steps=5, learning_rate=5e-3),
     adapter=AdapterConfig(target_modules=("down",), rank=2, alpha=4.0),
     federation=FederationConfig(
@@ -52,6 +54,7 @@ def test_every_stage_runs_and_the_bundle_recommends_what_the_model_does(finished
         "popular", "item_knn", "base", "federated", "federated_eps8", "federated_eps2", "personal",
     ]  # fmt: skip
     assert sum("federated" in stage for stage in stages) == 6  # three runs for each of two seeds
+    assert [field.name for field in read_manifest(result.bundle).context] == ["gap", "hour"]
 
 
 def test_summary_metrics_and_page_are_there_and_agree(finished):
