@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ownlet.cli.registry import Json, RegistryFolder, open_registry, serving, watching
+from ownlet.cli.registry import Json, RegistryFolder, WithoutPrivacy, open_registry
+from ownlet.cli.registry_text import serving, watching
 
 __all__ = ["collect", "count", "observe", "stop_count", "verdict", "watch"]
 
@@ -24,6 +25,7 @@ def count(
     percent: Annotated[float, typer.Option(help="Share of devices in the experiment, half in each arm.")] = 10.0,
     alpha: Annotated[float, typer.Option(help="Experiment: chance to be wrong about the arms, ever.")] = 0.05,
     expected_reports: Annotated[int, typer.Option(help="Reports at which the test is at its best.")] = 100_000,
+    without_privacy: WithoutPrivacy = False,
     registry: RegistryFolder = Path("registry"),
 ) -> None:
     """Ask devices for one private bit each about their hits; with --b compare two versions."""
@@ -35,7 +37,13 @@ def count(
         state = opened.start_count(terms)
     else:
         state = opened.start_experiment(
-            terms, a=a, b=b, percent=percent, alpha=alpha, expected_reports=expected_reports
+            terms,
+            a=a,
+            b=b,
+            percent=percent,
+            alpha=alpha,
+            expected_reports=expected_reports,
+            without_privacy=without_privacy,
         )
     typer.echo(f"{state.log[-1].what}; one bit of each device at ε = {epsilon:g}")
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ownlet.cli.registry_text import described, print_versions, quality_of, serving, spent_of, together, utc, watching
+
 if TYPE_CHECKING:
-    from ownlet.server.published import Published
     from ownlet.server.registry import Registry
     from ownlet.server.rollout import Rollout
 
 __all__ = [
     "Json",
     "RegistryFolder",
+    "WithoutPrivacy",
     "deliver",
     "keygen",
     "list_versions",
@@ -31,6 +32,9 @@ __all__ = [
 
 RegistryFolder = Annotated[Path, typer.Option("--registry", help="The registry's folder; made by the first publish.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+WithoutPrivacy = Annotated[
+    bool, typer.Option("--without-privacy", help="Allow versions whose run had no privacy (`--unit none`).")
+]
 _Why = Annotated[str, typer.Option(help="Reason, for the log.")]
 
 
@@ -43,9 +47,11 @@ def list_versions(registry: RegistryFolder = Path("registry"), as_json: Json = F
         plain = {"versions": [asdict(version) for version in versions], "damaged": damaged, "rollout": asdict(state)}
         typer.echo(json.dumps(plain, sort_keys=True))
         return
-    _print_versions(versions, state)
+    print_versions(versions, state)
     for number, reason in damaged.items():
         typer.echo(f"Version {number} is damaged: {reason}")
+    for line in together(versions):
+        typer.echo(line)
     typer.echo(serving(state))
 
 
@@ -59,15 +65,14 @@ def show(
     """Show everything that is known of a version, or of the rollout."""
     opened = open_registry(registry)
     if version is None:
-        _show_rollout(opened.rollout(), as_json)
+        _show_rollout(opened, as_json)
         return
     found = opened.version(version)
     if as_json:
         typer.echo(json.dumps(asdict(found), sort_keys=True))
         return
-    for line in _described(found):
+    for line in [*described(found), *together(opened.versions())]:
         typer.echo(line)
-    _print_together(opened)
 
 
 def publish(
@@ -86,17 +91,20 @@ def publish(
     if as_json:
         typer.echo(json.dumps(asdict(published), sort_keys=True))
         return
-    typer.echo(f"Version {published.number} published: {_quality(published)}, {_spent(published)}.")
+    typer.echo(f"Version {published.number} published: {quality_of(published)}, {spent_of(published)}.")
+    if published.spent is None:
+        typer.echo("Its run had no privacy: it is promoted only with --without-privacy.")
 
 
 def promote(
     version: Annotated[int, typer.Argument(help="Number of a version.")],
     percent: Annotated[float, typer.Option(help="Share of devices, never lower than before; 100 makes it stable.")],
+    without_privacy: WithoutPrivacy = False,
     registry: RegistryFolder = Path("registry"),
     as_json: Json = False,
 ) -> None:
     """Give a version to a share of all devices. Each decides by itself; who is in at 5 % is in at 20 %."""
-    _tell(open_registry(registry).promote(version, percent), as_json)
+    _tell(open_registry(registry).promote(version, percent, without_privacy=without_privacy), as_json)
 
 
 def rollback(registry: RegistryFolder = Path("registry"), why: _Why = "", as_json: Json = False) -> None:
@@ -134,7 +142,10 @@ def deliver(
     opened = open_registry(registry)
     manifest = opened.deliver(out, None if key is None else read_rollout_key(key))
     signed = "" if key is None else ", signed"
-    typer.echo(f"{out}: manifest {manifest.serial}{signed}, {len(list(out.glob('*.safetensors')))} adapters")
+    offered = {offer.file for offer in manifest.offers}
+    kept = len({path.name for path in out.glob("*.safetensors")} - offered)
+    still = f", {kept} kept for devices that are fetching it" if kept else ""
+    typer.echo(f"{out}: manifest {manifest.serial}{signed}, {len(offered)} offered{still}")
 
 
 def keygen(
@@ -163,88 +174,17 @@ def open_registry(folder: Path) -> Registry:
     return Registry(folder)
 
 
-def serving(state: Rollout) -> str:
-    """Say in one line who has what."""
-    stable = f"version {state.stable}" if state.stable else "the bundle's own adapter"
-    if not state.candidate:
-        return f"All devices: {stable}." + (f" Paused: {state.paused}." if state.paused else "")
-    paused = f", PAUSED: {state.paused}" if state.paused else ""
-    return f"Version {state.candidate} on {state.percent:g} % of devices{paused}; the others: {stable}."
-
-
-def watching(state: Rollout) -> str:
-    """Say in one line what is watched, and what the watch has seen."""
-    detector, seen = state.detector, state.watched
-    if detector is None:
-        return "Quality is not watched."
-    kind = "Bits of devices are" if detector.of_bits else "Quality, as `observe` is given it, is"
-    return (
-        f"{kind} watched from {detector.baseline:g} for a fall of {detector.drop:g}: {seen.values} values, "
-        f"log evidence of a fall {max(0.0, seen.log_evidence):.2f}"
-    )
-
-
 def _tell(state: Rollout, as_json: bool) -> None:
     typer.echo(json.dumps(asdict(state), sort_keys=True) if as_json else serving(state))
 
 
-def _print_versions(versions: list[Published], state: Rollout) -> None:
-    """Print plain columns, which neither fold nor shorten in a narrow terminal."""
-    row = "{:>7} {:>6}  {:<16}  {:>9} {:>6}  {:<27} {:>9}  {:<12}  {}".format
-    typer.echo(
-        row("version", "parent", "time (UTC)", "public", "base", "privacy", "bytes", "sha256", "serves").rstrip()
-    )
-    roles = {state.stable: "all" if not state.candidate else "the others", state.candidate: f"{state.percent:g} %"}
-    for version in versions:
-        at, role = _time(version.created)[:16], roles.get(version.number, "")
-        quality = (f"{version.quality:.4f}", f"{version.base_quality:.4f}", _spent(version))
-        told = (version.number, version.parent or "", at, *quality, f"{version.size:,}", version.sha256[:12], role)
-        typer.echo(row(*told).rstrip())
-
-
-def _show_rollout(state: Rollout, as_json: bool) -> None:
+def _show_rollout(opened: Registry, as_json: bool) -> None:
+    state = opened.rollout()
     if as_json:
         typer.echo(json.dumps(asdict(state), sort_keys=True))
         return
     typer.echo(serving(state))
-    typer.echo(watching(state))
+    for line in [watching(state), *together(opened.versions())]:
+        typer.echo(line)
     for entry in state.log:
-        typer.echo(f"{_time(entry.at)}  {entry.what}" + (f": {entry.why}" if entry.why else ""))
-
-
-def _described(version: Published) -> list[str]:
-    parent = f"made while version {version.parent} was stable" if version.parent else "no parent"
-    return [
-        f"Version {version.number}, {parent}, published {_time(version.created)} UTC from {version.source}",
-        f"Quality: {_quality(version)}",
-        f"Privacy: {_spent(version)}",
-        f"Base: {version.base_hash}",
-        f"File: {version.size:,} bytes, sha256 {version.sha256}, adapter version {version.adapter_version}",
-    ]
-
-
-def _print_together(opened: Registry) -> None:
-    from ownlet.server.published import spent_together
-
-    private = [version for version in opened.versions() if version.spent is not None]
-    if len(private) < 2:
-        return
-    deltas = [version.spent.dp_delta for version in private if version.spent is not None]
-    for unit, epsilon in spent_together(private, max(deltas)).items():
-        typer.echo(
-            f"All {len(private)} published runs together, where they had the same devices: "
-            f"{unit} ε = {epsilon:.3f} at δ = {max(deltas):g}"
-        )
-
-
-def _quality(version: Published) -> str:
-    return f"NDCG@10 {version.quality:.4f} on public users, base {version.base_quality:.4f}"
-
-
-def _spent(version: Published) -> str:
-    spent: Any = version.spent
-    return "no privacy" if spent is None else f"ε {spent.epsilon:.3f} at δ {spent.dp_delta:g}, {spent.unit}"
-
-
-def _time(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
+        typer.echo(f"{utc(entry.at)}  {entry.what}" + (f": {entry.why}" if entry.why else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -160,6 +161,8 @@ def published_of(version: Version) -> Published:
 def spent_together(versions: Iterable[Published], dp_delta: float) -> dict[str, float]:
     """Return epsilon of all these versions' runs together, per unit, where the same devices were in all of them.
 
+    A run with no privacy makes all of it infinite.
+
     Args:
         versions: any.
         dp_delta: the privacy parameter delta of the total.
@@ -168,7 +171,13 @@ def spent_together(versions: Iterable[Published], dp_delta: float) -> dict[str, 
         unit -> epsilon; units are never added.
     """
     events: dict[str, list[Any]] = {}
+    bounded = True
     for version in versions:
-        if version.spent is not None:
+        if version.spent is None:
+            bounded = False
+        else:
             events.setdefault(version.spent.unit, []).append(event_from_json(version.spent.event))
-    return {unit: epsilon(compose_events(*parts), dp_delta) for unit, parts in sorted(events.items())}
+    return {
+        unit: epsilon(compose_events(*parts), dp_delta) if bounded else math.inf
+        for unit, parts in sorted(events.items())
+    }

@@ -135,14 +135,19 @@ class Registry:
         except OSError as error:
             raise StoreError(f"{_STATE} must be readable, got {error}") from error
 
-    def promote(self, number: int, percent: float) -> Rollout:
+    def promote(self, number: int, percent: float, *, without_privacy: bool = False) -> Rollout:
         """Give a version to this share of devices; see ``server.rollout.promote``.
 
+        Args:
+            number: of the version.
+            percent: of devices.
+            without_privacy: allows a version whose run had no privacy.
+
         Raises:
-            ConfigError: the rollout does not allow it.
+            ConfigError: the rollout does not allow it, or the version's run had no privacy.
             StoreError: the version is unknown or damaged, or the disk refused.
         """
-        self.version(number)
+        self._check_may_serve(number, without_privacy)
         return self._change(lambda state, at: promote(state, number, percent, salt=_fresh_salt(), at=at))
 
     def rollback(self, why: str = "") -> Rollout:
@@ -186,6 +191,7 @@ class Registry:
         percent: float,
         alpha: float = 0.05,
         expected_reports: int = 100_000,
+        without_privacy: bool = False,
     ) -> Rollout:
         """Ask devices for reports, and give two versions to a share of them, half each.
 
@@ -196,13 +202,14 @@ class Registry:
             percent: share of all devices.
             alpha: the chance to be wrong about the arms, ever.
             expected_reports: where the test is at its best.
+            without_privacy: allows versions whose run had no privacy.
 
         Raises:
-            ConfigError: as ``start_count``, or numbers that break their rules.
+            ConfigError: as ``start_count``, numbers that break their rules, or a version's run had no privacy.
             StoreError: a version is unknown or damaged.
         """
         for number in {a, b} - {0}:
-            self.version(number)
+            self._check_may_serve(number, without_privacy)
         arms = Arms(a=a, b=b, percent=percent, salt=_fresh_salt(), alpha=alpha, expected_reports=expected_reports)
         return self._change(lambda state, at: start_count(state, Count(terms=terms, arms=arms), at=at))
 
@@ -318,6 +325,11 @@ class Registry:
             after = step(self.rollout(), float(self._clock()))
             self._save(after)
         return after
+
+    def _check_may_serve(self, number: int, without_privacy: bool) -> None:
+        private = self.version(number).spent is not None
+        rule = "version must come from a run with privacy, or be allowed with --without-privacy"
+        require(private or without_privacy, rule, version=number)
 
     def _count(self, name: str) -> Count:
         found = {count.terms.count: count for count in self.rollout().counts}

@@ -121,6 +121,12 @@ class Manifest:
         require(type(self.serial) is int and self.serial >= 0, "serial must not be negative", serial=self.serial)
         _require_percent(self.percent)
 
+    @property
+    def offers(self) -> set[Offer]:
+        """Every adapter that some device may be told to use."""
+        arms = () if self.experiment is None else (self.experiment.a, self.experiment.b)
+        return {offer for offer in (self.stable, self.candidate, *arms) if offer is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:

@@ -72,10 +72,33 @@ def test_publish_promote_and_roll_back(folder: Path):
 def test_what_devices_fetch_is_delivered(folder: Path):
     run("publish", "runs/1")
     run("promote", 1, "--percent", 20)
-    assert run("deliver", "out") == "out: manifest 1, 1 adapters\n"
+    assert run("deliver", "out") == "out: manifest 1, 1 offered\n"
     manifest = parse_manifest((folder / "out" / "rollout.json").read_bytes())
     assert manifest.candidate is not None
     assert (folder / "out" / manifest.candidate.file).stat().st_size == manifest.candidate.size
+    run("rollback")
+    assert run("deliver", "out") == "out: manifest 2, 0 offered, 1 kept for devices that are fetching it\n"
+
+
+def test_a_version_without_privacy_serves_only_where_that_is_said(folder: Path):
+    run("publish", "runs/1")
+    assert "together" not in run("list")
+    run("publish", "runs/2")
+    both = "All 2 published runs together, where they had the same devices: user ε = "
+    vector = np.full(SPEC.size, 3, np.float32)
+    (folder / "runs" / "3").mkdir()
+    leave_publication(folder / "runs" / "3", SPEC, vector, version=30, quality=0.2, base_quality=0.1, spent=None)
+    for told in (run("list"), run("show"), run("show", 1)):
+        assert both in told
+    assert run("publish", "runs/3").endswith("it is promoted only with --without-privacy.\n")
+    for told in (run("list"), run("show"), run("show", 3)):
+        assert "2 of 3 published runs together, where they had the same devices: user ε = " in told
+        assert ", plus 1 run with no privacy (version 3): no ε holds for its devices\n" in told
+    refused = "version must come from a run with privacy, or be allowed with --without-privacy, got version=3"
+    assert refused in refuse("promote", 3, "--percent", 5)
+    assert refused in refuse("count", "first", "--b", 3)
+    assert run("promote", 3, "--percent", 5, "--without-privacy").startswith("Version 3 on 5 %")
+    run("count", "first", "--b", 3, "--a", 1, "--without-privacy")
 
 
 def test_an_experiment_from_count_to_verdict(folder: Path):
@@ -150,7 +173,7 @@ def test_a_signed_manifest_is_never_followed_by_an_unsigned_one(folder: Path):
     run("publish", "runs/1")
     run("promote", 1, "--percent", 20)
     run("deliver", "out")
-    assert run("deliver", "out", "--key", "keys/rollout.key") == "out: manifest 1, signed, 1 adapters\n"
+    assert run("deliver", "out", "--key", "keys/rollout.key") == "out: manifest 1, signed, 1 offered\n"
     content = (folder / "out" / "rollout.json").read_bytes()
     assert parse_manifest(content, [public_key]) == parse_manifest(content)
     assert "key must be given where the manifest before was signed" in refuse("deliver", "out")

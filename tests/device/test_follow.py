@@ -18,7 +18,7 @@ from ownlet.device.follow import Follower
 from ownlet.device.history import EventHistory
 from ownlet.device.ledger import Charge, Ledger, read_ledger, verify_ledger
 from ownlet.device.state import StateFolder
-from ownlet.server.published import Publication
+from ownlet.server.published import Publication, SpentOnce
 from ownlet.server.registry import Registry
 from ownlet.shared.adapter import AdapterSpec, LayerShape, Vector, dump_adapter
 from ownlet.shared.config import Plan
@@ -33,6 +33,7 @@ from ownlet.simulations.audit.accounts import accountant_checks
 from ownlet.simulations.audit.promise import promises_of
 from ownlet.simulations.audit.subject import open_subject
 
+SPENT = SpentOnce(unit="user", epsilon=2.0, dp_delta=1e-5, event=event_to_json(user_level_event(0.2, 4.0, 10)))
 SPEC = AdapterSpec(layers=(LayerShape(name="l", in_features=3, out_features=4),), rank=2, alpha=2.0, base_hash="b" * 64)
 BUNDLED = Shared(spec=SPEC, vector=np.ones(SPEC.size, np.float32), version=3)
 TERMS = CountTerms(count="week-1", impressions=4, epsilon=1.0)
@@ -76,7 +77,7 @@ class World:
     def publish(self, version: int) -> int:
         vector: Vector = np.full(SPEC.size, version, np.float32)
         content = dump_adapter(SPEC, vector, version=version)
-        told = Publication(content=content, quality=0.2, base_quality=0.1, spent=None, source="test")
+        told = Publication(content=content, quality=0.2, base_quality=0.1, spent=SPENT, source="test")
         return self.registry.publish(told).number
 
     def open(self, budget: Budget | None = None) -> Device:

@@ -24,7 +24,7 @@ from ownlet.device import Personalizer
 from ownlet.device import personalizer as module
 from ownlet.device.budget import Budget
 from ownlet.device.policy import Policy, Reading
-from ownlet.server.published import Publication
+from ownlet.server.published import Publication, SpentOnce
 from ownlet.server.registry import Registry
 from ownlet.server.rollout_key import PRIVATE_FILE, make_rollout_key, read_rollout_key
 from ownlet.shared.adapter import load_adapter, save_adapter
@@ -45,13 +45,14 @@ from ownlet.shared.errors import (
 from ownlet.shared.lora import applied
 from ownlet.shared.manifest import BASE_FILE, describe_file, read_manifest, write_manifest
 from ownlet.shared.noise import AesNoise
-from ownlet.shared.privacy import epsilon, event_from_json, event_to_json, window_level_event
+from ownlet.shared.privacy import epsilon, event_from_json, event_to_json, user_level_event, window_level_event
 from ownlet.shared.rollout import MANIFEST_FILE
 
 WINDOWS = WindowConfig(window_length=6)
 PRIVATE = Plan(steps=4, sample_rate=0.5, expected_batch=1.0, clip_norm=0.2, noise_multiplier=3.0)
 TERMS = FederationConfig(unit="window", plan=PRIVATE, windows=WINDOWS, clip_norm=math.inf)
 SERVER_NOISE = FederationConfig(unit="user", windows=WINDOWS, clip_norm=0.1, noise_multiplier=4.0, plan=Plan(steps=3))
+SPENT = SpentOnce(unit="user", epsilon=2.0, dp_delta=1e-5, event=event_to_json(user_level_event(0.2, 4.0, 10)))
 HABIT = [5, 9] * 8
 
 
@@ -781,7 +782,7 @@ def test_an_event_reads_back_from_json(tiny_bundle: Path, tmp_path: Path) -> Non
 def test_a_device_follows_a_rollout_and_reports_one_charged_bit(tiny: Any, tiny_bundle: Path, tmp_path: Path):
     registry, out = Registry(tmp_path / "registry"), tmp_path / "out"
     content = newer_shared(tiny, tmp_path / "newer", version=7, change=0.1).read_bytes()
-    registry.publish(Publication(content=content, quality=0.2, base_quality=0.1, spent=None, source="test"))
+    registry.publish(Publication(content=content, quality=0.2, base_quality=0.1, spent=SPENT, source="test"))
     registry.promote(1, 100)
     registry.start_count(CountTerms(count="week-1", epsilon=1.0))
     registry.deliver(out)
@@ -804,7 +805,7 @@ def test_a_device_follows_a_rollout_and_reports_one_charged_bit(tiny: Any, tiny_
 def test_an_app_that_pins_a_key_follows_signed_manifests_only(tiny: Any, tiny_bundle: Path, tmp_path: Path):
     registry, out = Registry(tmp_path / "registry"), tmp_path / "out"
     content = newer_shared(tiny, tmp_path / "newer", version=7, change=0.1).read_bytes()
-    registry.publish(Publication(content=content, quality=0.2, base_quality=0.1, spent=None, source="test"))
+    registry.publish(Publication(content=content, quality=0.2, base_quality=0.1, spent=SPENT, source="test"))
     registry.promote(1, 100)
     registry.deliver(out)
     public_key = make_rollout_key(tmp_path / "keys")

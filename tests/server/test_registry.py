@@ -205,6 +205,8 @@ def test_processes_that_publish_at_once_lose_nothing(tmp_path: Path):
 def test_runs_over_the_same_devices_add_up_by_their_events(registry: Registry):
     together = spent_together(registry.versions(), 1e-5)
     assert together == {"user": pytest.approx(epsilon(user_level_event(0.2, 4.0, 30), 1e-5))}
+    registry.publish(replace(publication(8), spent=None))
+    assert spent_together(registry.versions(), 1e-5) == {"user": math.inf}
 
 
 def test_a_run_leaves_its_adapter_and_what_the_registry_needs_to_know(tmp_path: Path):

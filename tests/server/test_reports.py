@@ -4,14 +4,16 @@ from pathlib import Path
 import pytest
 
 from ownlet.server.drift import DropDetector
-from ownlet.server.published import Publication
+from ownlet.server.published import Publication, SpentOnce
 from ownlet.server.registry import Registry
 from ownlet.server.reports import ReportFile, tally_arms
 from ownlet.server.sequential import Tally, judge_arms
 from ownlet.shared.adapter import AdapterSpec, LayerShape, dump_adapter, initial_adapter
 from ownlet.shared.counters import Arm, CountReport, CountTerms
 from ownlet.shared.errors import ConfigError, StoreError
+from ownlet.shared.privacy import event_to_json, user_level_event
 
+SPENT = SpentOnce(unit="user", epsilon=2.0, dp_delta=1e-5, event=event_to_json(user_level_event(0.2, 4.0, 10)))
 SPEC = AdapterSpec(layers=(LayerShape(name="l", in_features=3, out_features=4),), rank=2, alpha=2.0, base_hash="b" * 64)
 
 
@@ -62,7 +64,7 @@ def test_arms_are_added_up():
 def test_reports_about_the_candidate_feed_the_monitor_which_pauses_its_rollout(tmp_path: Path):
     registry = Registry(tmp_path)
     content = dump_adapter(SPEC, initial_adapter(SPEC, 0), version=5)
-    registry.publish(Publication(content=content, quality=1, base_quality=0, spent=None, source="t"))
+    registry.publish(Publication(content=content, quality=1, base_quality=0, spent=SPENT, source="t"))
     registry.promote(1, 20)
     registry.watch(DropDetector(baseline=0.45, drop=0.1, false_alarm_every=1000, of_bits=True))
     with pytest.raises(ConfigError, match="count must be under way"):
@@ -84,7 +86,7 @@ def test_reports_about_the_candidate_feed_the_monitor_which_pauses_its_rollout(t
 def test_an_experiment_is_judged_by_the_terms_that_it_started_with(tmp_path: Path):
     registry = Registry(tmp_path)
     content = dump_adapter(SPEC, initial_adapter(SPEC, 0), version=5)
-    registry.publish(Publication(content=content, quality=1, base_quality=0, spent=None, source="t"))
+    registry.publish(Publication(content=content, quality=1, base_quality=0, spent=SPENT, source="t"))
     terms = CountTerms(count="one", epsilon=2.0)
     with pytest.raises(ConfigError, match="versions of an experiment must differ, got a=1, b=1"):
         registry.start_experiment(terms, a=1, b=1, percent=10)

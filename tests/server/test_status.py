@@ -12,13 +12,15 @@ import pytest
 
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.metrics import RunStatus, exposition, kind_of_refusal
-from ownlet.server.published import Publication
+from ownlet.server.published import Publication, SpentOnce
 from ownlet.server.registry import Registry
 from ownlet.server.status import chart_of, serve_status, status_page
 from ownlet.shared.adapter import AdapterSpec, LayerShape, dump_adapter, initial_adapter
 from ownlet.shared.config import FederationConfig, Plan
 from ownlet.shared.errors import ConfigError
+from ownlet.shared.privacy import event_to_json, user_level_event
 
+SPENT = SpentOnce(unit="user", epsilon=2.0, dp_delta=1e-5, event=event_to_json(user_level_event(0.2, 4.0, 10)))
 CONFIG = FederationConfig(unit="user", noise_multiplier=4.0, target_epsilon=2.0, rounds=4, plan=Plan(steps=1))
 RECORD = RoundResult(
     round=1,
@@ -185,7 +187,7 @@ def test_the_page_shows_the_rollout_and_its_pause(tmp_path: Path):
     )
     registry = Registry(tmp_path)
     content = dump_adapter(spec, initial_adapter(spec, 0), version=5)
-    registry.publish(Publication(content=content, quality=1, base_quality=0, spent=None, source="t"))
+    registry.publish(Publication(content=content, quality=1, base_quality=0, spent=SPENT, source="t"))
     registry.promote(1, 20)
     registry.pause("odd <numbers>")
     with serve_status(running(), port=0, registry=tmp_path) as address:
