@@ -13,7 +13,6 @@ round is another draw, and charged as one.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from ownlet.shared.store import write_atomic
 __all__ = ["Account", "Paid"]
 
 _DIGEST_BYTES = 32
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +79,6 @@ class Account:
                 paid[user] = self._ledger(user).charge(charge)
             except BudgetExceededError:
                 continue
-        if refused := len(users) - len(paid):
-            _log.warning("round %s: %d of %d users have no budget left", charge.round, refused, len(users))
         return Paid(users=tuple(user for user in users if user in paid), charges=paid)
 
     def begin(self, once: bytes) -> None:

@@ -10,6 +10,7 @@ numbers contributes zero: were the whole node's reply spoiled instead, that one 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -45,6 +46,8 @@ from ownlet.shared.wire import (
 )
 
 __all__ = ["OnUsers", "Shard", "add_place", "answer", "coded_sum", "device_noise", "make_client_app", "place_of"]
+
+_log = logging.getLogger(__name__)
 
 OnUsers = Callable[[int, int], None]
 """Told how many users have just been trained, and how many the request asks for."""
@@ -243,6 +246,7 @@ def make_client_app(
         paid = _charged(account, request, shard, agreed)
         total = coded_sum(request, SomeUsers(shard, paid.users), agreed, source, on_users=on_users)
         account.commit(paid, total.tobytes())
+        _tell(request, paid, "a masked sum")
         return total
 
     add_secure_sum(app, coded)
@@ -262,6 +266,9 @@ def make_client_app(
             left = account.residuals.of_round(request, shard.engine.spec, run=context.run_id, users=paid.users)
             kept = records_to_bytes(reply_to_records(answer(request, some, on_users=on_users, residuals=left)))
             account.keep(content, kept, paid)
+            _tell(request, paid, "the sum")
+        else:
+            _log.info("round %d: the same request as before, answered with the reply that is on disk", request.round)
         return Message(records_from_bytes(kept), reply_to=message)
 
     add_place(app)
@@ -291,6 +298,15 @@ def _charged(account: Account, request: TrainRequest, shard: Shard, agreed: Agre
         round_number=request.round,
     )
     return account.charge(request.users, charge)
+
+
+def _tell(request: TrainRequest, paid: Paid, what: str) -> None:
+    """Say in one line what a round took from this node's users."""
+    asked, refused = len(request.users), len(request.users) - len(paid.users)
+    spent = f"; {refused} have no budget left" if refused else ""
+    _log.info(
+        "round %d: asked for %d users, answers with %s of %d%s", request.round, asked, what, asked - refused, spent
+    )
 
 
 def place_of(context: Context) -> Place:

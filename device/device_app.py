@@ -7,6 +7,7 @@ carries, and its app goes on recommending with it. The run must start from the a
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,8 @@ from ownlet.shared.wire import (
 )
 
 __all__ = ["contribute", "make_device_app"]
+
+_log = logging.getLogger(__name__)
 
 
 def contribute(
@@ -136,6 +139,7 @@ def make_device_app(bundle: Path, state: Path, budget: Budget, key: bytes | None
         size = load_adapter(bundle / ADAPTER_FILE)[0].size
         request = request_from_records(message.content, size)
         reply = contribute(request, bundle, state, budget, place_of(context).partition, key)
+        _log.info("round %d: answers with this device's update", request.round)
         return Message(reply_to_records(reply), reply_to=message)
 
     add_place(app)

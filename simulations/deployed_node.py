@@ -30,6 +30,7 @@ from ownlet.shared.ranks import low_rank_spec, rank_of_node
 from ownlet.shared.seal import read_key
 from ownlet.shared.store import write_atomic
 from ownlet.shared.windows import Windows
+from ownlet.simulations.supernode_log import tell_into_log
 
 if TYPE_CHECKING:
     from ownlet.device.train import Engine
@@ -156,5 +157,6 @@ def _shard(settings: NodeSettings, spec: AdapterSpec, rank: int, window_length: 
 
 
 def node_app() -> ClientApp:
-    """Return the app of the node that started this process."""
+    """Return the app of the node that started this process, which tells its operator what it does."""
+    tell_into_log()
     return make_node_app(NodeSettings.load(Path(os.environ[NODE_VARIABLE])))

@@ -24,14 +24,13 @@ from ownlet.simulations.deployed_node import NODE_VARIABLE, NodeSettings
 from ownlet.simulations.node_data import write_node_store
 from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.setting import DataConfig
+from ownlet.simulations.supernode_log import SuperNodeTeller
 
 __all__ = ["Connection", "held_node", "prepare_node", "run_node"]
 
 _POLL_SECONDS = 0.5
 _PROBE_SECONDS = 3.0
 _AGAIN_SECONDS = 10.0
-_REFUSED = ("Failed to activate SuperNode", "401 Unauthorized")  # at the start, and later
-_TOLD = ("INFO :", "WARNING :", "ERROR :", "ownlet.shared.errors.")  # the last ends the traceback of a refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,31 +175,31 @@ def run_node(state: Path, place: Place, connection: Connection, tell: Callable[[
         state: the node's folder, prepared.
         place: its partition.
         connection: how it reaches its server.
-        tell: told what the SuperNode says.
+        tell: told in a sentence, with the time, what happens; Flower's own lines are in ``supernode.log`` only.
 
     Raises:
         ConfigError: the server's certificate does not hold.
     """
+    teller = SuperNodeTeller(
+        connection.server, connection.key, lambda text: tell(f"{time.strftime('%H:%M:%S')} {text}")
+    )
     try:
         while True:
-            _wait_for_server(connection, tell)
-            ended = _run_supernode(state, place, connection, tell)
-            tell(f"{ended}; trying again in {_AGAIN_SECONDS:g} seconds")
+            _wait_for_server(connection, teller)
+            ended = _run_supernode(state, place, connection, teller)
+            teller.say(f"{ended}; trying again every {_AGAIN_SECONDS:g} seconds")
             time.sleep(_AGAIN_SECONDS)
     except KeyboardInterrupt:
-        tell("left")
+        teller.say("left; the same command joins again")
 
 
-def _wait_for_server(connection: Connection, tell: Callable[[str], None]) -> None:
-    told = False
+def _wait_for_server(connection: Connection, teller: SuperNodeTeller) -> None:
     while not connection.is_reachable():
-        if not told:
-            tell(f"waiting for a server at {connection.server}")
-            told = True
+        teller.say(f"waiting for a server at {connection.server}")
         time.sleep(_PROBE_SECONDS)
 
 
-def _run_supernode(state: Path, place: Place, connection: Connection, tell: Callable[[str], None]) -> str:
+def _run_supernode(state: Path, place: Place, connection: Connection, teller: SuperNodeTeller) -> str:
     """Run a SuperNode until it ends by itself; say why it did."""
     log = state / "supernode.log"
     arguments = [
@@ -211,7 +210,7 @@ def _run_supernode(state: Path, place: Place, connection: Connection, tell: Call
         *("--node-config", f"partition-id={place.partition} num-partitions={place.num_partitions}"),
     ]
     told = log.stat().st_size if log.exists() else 0
-    began, refused = told, False
+    began = told
     node = start_flower(
         "flower-supernode",
         arguments,
@@ -220,19 +219,11 @@ def _run_supernode(state: Path, place: Place, connection: Connection, tell: Call
         variables={NODE_VARIABLE: str((state / "node.json").resolve())},
     )
 
-    def say(line: str) -> None:
-        nonlocal refused
-        refused = refused or any(sign in line for sign in _REFUSED)
-        if line.startswith(_TOLD) and line.partition(":")[2].strip():  # Flower pads its log, and shows where it stood
-            tell(line)
-
     try:
         while node.poll() is None:
-            told = new_lines(log, told, say)
+            told = new_lines(log, told, teller.read)
             time.sleep(_POLL_SECONDS)
-        new_lines(log, told, say)
+        new_lines(log, told, teller.read)
     finally:
         end_flower(node)
-    if refused:
-        return f"refused by {connection.server}: it must know the public key of {connection.key}"
-    return f"SuperNode ended with code {node.returncode}; see {log} from byte {began}"
+    return teller.why_ended() or f"SuperNode ended with code {node.returncode}; see {log} from byte {began}"

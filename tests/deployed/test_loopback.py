@@ -88,7 +88,7 @@ def test_who_may_not_join_gets_nothing_in_and_the_others_go_on(place: Any, other
         "deceived", "join", "--server", f"localhost:{place.port}", "--certs", other_ca, "--key", stranger_key,
         "--state", place.root / "deceived", "--base", place.base, "--data", place.data, "--simulated",
     )  # fmt: skip
-    stranger.wait_for("refused by localhost:.*it must know the public key")
+    stranger.wait_for("refused by localhost:.*it does not know the public key")
     assert deceived.wait() == 2
     assert "server must have a certificate of" in deceived.text
     assert server.wait() == 0, server.text
