@@ -32,7 +32,7 @@ from ownlet.cli.ledger import show, verify
 from ownlet.cli.plan import plan
 from ownlet.cli.pretrain import pretrain
 from ownlet.cli.rank_head import rank_head
-from ownlet.cli.registry import deliver, keygen, list_versions, pause, promote, publish, resume, rollback
+from ownlet.cli.registry import deliver, keygen, list_versions, pause, promote, publish, restore, resume, rollback
 from ownlet.cli.registry import show as show_registry
 from ownlet.cli.serve import serve
 from ownlet.cli.simulate import simulate
@@ -72,6 +72,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "registry rollback": rollback,
     "registry pause": pause,
     "registry resume": resume,
+    "registry restore": restore,
     "registry deliver": deliver,
     "registry keygen": keygen,
     "registry count": count,

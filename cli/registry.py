@@ -25,6 +25,7 @@ __all__ = [
     "pause",
     "promote",
     "publish",
+    "restore",
     "resume",
     "rollback",
     "show",
@@ -124,6 +125,23 @@ def pause(
 def resume(registry: RegistryFolder = Path("registry"), why: _Why = "", as_json: Json = False) -> None:
     """Go on with a paused rollout."""
     _tell(open_registry(registry).resume(why), as_json)
+
+
+def restore(
+    source: Annotated[
+        Path | None, typer.Option("--from", help="An older registry.json, in place of registry.json.bak.")
+    ] = None,
+    above: Annotated[
+        int | None, typer.Option(min=0, help="With --from: the serial number in the newest rollout.json delivered.")
+    ] = None,
+    registry: RegistryFolder = Path("registry"),
+    as_json: Json = False,
+) -> None:
+    """Go on from the copy of a registry.json that is damaged or lost; a rollout under way is paused.
+
+    The last step may be lost: look at `show`. The serial number rises above all that devices may have followed.
+    """
+    _tell(open_registry(registry).restore(source, above), as_json)
 
 
 def deliver(

@@ -2,6 +2,7 @@
 
     versions/        a ``VersionStore``: an adapter each, with its parent, quality, privacy, size and hash
     registry.json    the rollout (``server/rollout.py``); replaced in one step, so a crash leaves the old or the new one
+    registry.json.bak  the state before the last write (``server/rollout_file.py``)
     reports/         what devices reported, a file of JSON lines per count (``server/reports.py``)
     lock             held by whoever changes anything; readers take no lock
 
@@ -28,17 +29,16 @@ from ownlet.server.rollout import (
     Arms,
     Count,
     Rollout,
-    dump_rollout,
     observed,
     pause,
     promote,
-    read_rollout,
     resume,
     rollback,
     start_count,
     stop_count,
     watch,
 )
+from ownlet.server.rollout_file import STATE_FILE, load_rollout, restored_rollout, save_rollout
 from ownlet.server.rollout_key import check_not_signed
 from ownlet.server.sequential import Tally, Verdict, judge_arms
 from ownlet.shared.adapter import dump_adapter, parse_adapter
@@ -49,8 +49,6 @@ from ownlet.shared.rollout import MANIFEST_FILE, Manifest, dump_manifest
 from ownlet.shared.store import Damage, VersionStore, make_folder, write_atomic
 
 __all__ = ["Registry"]
-
-_STATE = "registry.json"
 
 
 class Registry:
@@ -81,7 +79,7 @@ class Registry:
             check_new(publication, spec, digest, known)
             highest = max((int(version.metadata["adapter_version"]) for version in known), default=0)
             adapter_version = max(run_version, highest + 1)
-            if not (self.folder / _STATE).exists():
+            if not (self.folder / STATE_FILE).exists():
                 self._save(state)  # before the first version, so that a missing one is known to be lost
             return published_of(
                 self._store.publish(
@@ -126,14 +124,23 @@ class Registry:
         Raises:
             StoreError: altered, or missing beside published versions.
         """
-        try:
-            return read_rollout((self.folder / _STATE).read_bytes(), _STATE)
-        except FileNotFoundError as error:
-            if self._store.versions() or self._store.damaged():
-                raise StoreError(f"{_STATE} must be beside published versions, got none in {self.folder}") from error
-            return Rollout()
-        except OSError as error:
-            raise StoreError(f"{_STATE} must be readable, got {error}") from error
+        there = (self.folder / STATE_FILE).exists()
+        published = not there and bool(self._store.versions() or self._store.damaged())
+        return load_rollout(self.folder, must_be_there=published)
+
+    def restore(self, source: Path | None = None, above: int | None = None) -> Rollout:
+        """Go on from a copy of the state where the state is damaged or lost; a rollout under way is paused.
+
+        Args:
+            source: an older ``registry.json``; None for the copy beside it, the state before the last step.
+            above: the highest serial number that was delivered; needed with ``source``.
+
+        Raises:
+            ConfigError: the state is intact, or above is missing.
+            StoreError: the copy is missing or damaged, or the disk refused.
+        """
+        with self._locked():
+            return restored_rollout(self.folder, source, above, float(self._clock()))
 
     def promote(self, number: int, percent: float, *, without_privacy: bool = False) -> Rollout:
         """Give a version to this share of devices; see ``server.rollout.promote``.
@@ -340,7 +347,7 @@ class Registry:
         return ReportFile(self.folder / "reports" / f"{count}.jsonl", count)
 
     def _save(self, state: Rollout) -> None:
-        write_atomic(self.folder / _STATE, dump_rollout(state))
+        save_rollout(self.folder, state)
 
 
 def _fresh_salt() -> str:

@@ -7,34 +7,29 @@ and is written into the log, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from ownlet.server.drift import DropDetector, DropState, look
 from ownlet.server.sequential import tuned_rho
 from ownlet.shared.counters import CountTerms
 from ownlet.shared.errors import require
-from ownlet.shared.sealed_json import opened_json, sealed_json
 
 __all__ = [
     "Arms",
     "Count",
     "LogEntry",
     "Rollout",
-    "dump_rollout",
     "observed",
     "pause",
     "promote",
-    "read_rollout",
+    "restored",
     "resume",
     "rollback",
     "start_count",
     "stop_count",
     "watch",
 ]
-
-_FORMAT = "ownlet-registry-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +182,21 @@ def resume(state: Rollout, *, why: str, at: float) -> Rollout:
     return _step(replace(state, paused="", watched=DropState()), at, "resumed", why)
 
 
+def restored(copy: Rollout, *, above: int, why: str, at: float) -> Rollout:
+    """Go on from a copy of an older state, with a serial number that no device has followed.
+
+    A rollout that was under way is paused: what was lost may have paused it, or taken it back.
+
+    Args:
+        copy: the state before what was lost.
+        above: the highest serial number that devices may know.
+        why: what it was restored from.
+        at: unix seconds.
+    """
+    held = replace(copy, paused="restored from a copy") if copy.candidate and not copy.paused else copy
+    return _step(replace(held, serial=max(held.serial, above)), at, "restored", why)
+
+
 def start_count(state: Rollout, count: Count, *, at: float) -> Rollout:
     """Ask devices for reports under a new name.
 
@@ -249,38 +259,11 @@ def observed(state: Rollout, values: Sequence[float], *, of_bits: bool, at: floa
     return after
 
 
-def dump_rollout(state: Rollout) -> bytes:
-    """Return the state's file."""
-    return sealed_json({"format": _FORMAT, **asdict(state)})
-
-
-def read_rollout(content: bytes, name: str) -> Rollout:
-    """Read what ``dump_rollout`` wrote.
-
-    Raises:
-        StoreError: altered or torn.
-    """
-    plain = opened_json(content, name, _FORMAT)
-    parts: dict[str, Any] = {
-        "earlier": tuple(plain.pop("earlier")),
-        "counts": tuple(_count(count) for count in plain.pop("counts")),
-        "detector": None if (detector := plain.pop("detector")) is None else DropDetector(**detector),
-        "watched": DropState(**plain.pop("watched")),
-        "log": tuple(LogEntry(**entry) for entry in plain.pop("log")),
-    }
-    return Rollout(**plain, **parts)
-
-
 def _alarm(detector: DropDetector, at: int) -> str:
     return (
         f"quality fell: value {at} since the watch began was the one too many below {detector.baseline:g} "
         f"(a false alarm comes once in {detector.false_alarm_every:g} values)"
     )
-
-
-def _count(plain: Mapping[str, Any]) -> Count:
-    arms = None if plain["arms"] is None else Arms(**plain["arms"])
-    return Count(terms=CountTerms(**plain["terms"]), arms=arms)
 
 
 def _without_candidate(state: Rollout) -> Rollout:

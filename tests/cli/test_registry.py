@@ -158,6 +158,34 @@ def test_a_watch_takes_one_kind_of_value_from_0_to_1(folder: Path):
     assert after["watched"]["values"] == 0
 
 
+def test_a_damaged_state_is_restored_with_a_serial_number_that_no_device_has_followed(folder: Path):
+    state = folder / "registry" / "registry.json"
+    run("publish", "runs/1")
+    run("promote", 1, "--percent", 20)
+    assert "must be damaged or lost to be restored" in refuse("restore")
+    run("rollback", "--why", "complaints")
+    run("deliver", "out")
+    delivered = parse_manifest((folder / "out" / "rollout.json").read_bytes()).serial
+    older = state.with_suffix(".old")
+    older.write_bytes(state.read_bytes())
+    for spoil in (lambda: state.write_text("{}"), state.unlink):
+        spoil()
+        assert "`ownlet registry restore` goes on from registry.json.bak" in refuse("list")
+        assert (
+            run("restore")
+            == "Version 1 on 20 % of devices, PAUSED: restored from a copy; the others: the bundle's own adapter.\n"
+        )
+        run("deliver", "out")
+        serial = parse_manifest((folder / "out" / "rollout.json").read_bytes()).serial
+        assert serial > delivered
+        delivered = serial
+    state.write_text("{}")
+    (folder / "registry" / "registry.json.bak").write_text("{}")
+    assert "registry.json.bak must be" in refuse("restore")
+    assert "above must be given with a copy of unknown age" in refuse("restore", "--from", older)
+    assert json.loads(run("restore", "--from", older, "--above", 41, "--json"))["serial"] == 42
+
+
 def test_a_run_that_was_not_publishable_is_refused(folder: Path):
     (folder / "runs" / "1" / "publication.json").unlink()
     assert "run folder must hold publication.json" in refuse("publish", "runs/1")
