@@ -29,6 +29,12 @@ def quality(
     cohort: Annotated[
         int, typer.Option(min=1, help="Devices in a round, on average, at the most a fifth of all.")
     ] = 800,
+    window_length: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Events in a window that devices train on; where histories are long, as many as the base reads."
+        ),
+    ] = 20,
     tested: Annotated[int, typer.Option(min=1, help="Devices that results are measured on, at the most.")] = 4000,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of quality.json, .md, .png and the parts.")] = Path("bench"),
@@ -45,7 +51,7 @@ def quality(
     from rich.markdown import Markdown
 
     from ownlet.cli.progress import progress_bars
-    from ownlet.shared.config import MethodName
+    from ownlet.shared.config import MethodName, WindowConfig
     from ownlet.shared.errors import ConfigError
     from ownlet.simulations.quality import run_quality
     from ownlet.simulations.quality_config import QualityConfig, quality_data
@@ -66,7 +72,8 @@ def quality(
             seeds=tuple(int(_number(part)) for part in seeds.split(",")),
             rates=tuple(_number(part) for part in rates.split(",")),
         )
-        config = replace(config, federation=replace(config.federation, rounds=rounds))
+        windows = WindowConfig(window_length=window_length)
+        config = replace(config, federation=replace(config.federation, rounds=rounds, windows=windows))
         results = run_quality(config, out / "quality", progress, workers=workers or os.cpu_count() or 1)
     console.print(Markdown(markdown(config, results, intervals=False)))
     for path in write_quality(config, results, out):
