@@ -118,6 +118,7 @@ def setup_of(folder: ServeFolder, load_judging: LoadJudging) -> ServerSetup:
             min_nodes=deployment.min_nodes,
             num_partitions=deployment.num_nodes,
             wait_seconds=deployment.wait_seconds,
+            on_connected=status.connected,
         ),
         on_result=on_result,
         meanwhile=_status_served(deployment, status),

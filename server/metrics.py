@@ -44,6 +44,7 @@ class Snapshot:
         refused: kind of refusal -> replies.
         finished: the run has ended.
         stopped: why before its last round, if so.
+        num_connected: nodes at the latest look, before a round; None where nobody counts them.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Snapshot:
     refused: Mapping[str, int] = field(default_factory=dict)
     finished: bool = False
     stopped: str | None = None
+    num_connected: int | None = None
 
     @property
     def last(self) -> RoundResult | None:
@@ -94,6 +96,11 @@ class RunStatus:
                 kind = kind_of_refusal(reason)
                 refused[kind if kind in refused or len(refused) < _MOST_REASONS else "other"] += 1
             self._now = replace(self._now, rounds=(*self._now.rounds, result), refused=dict(refused))
+
+    def connected(self, num_nodes: int) -> None:
+        """Note how many nodes are connected."""
+        with self._lock:
+            self._now = replace(self._now, num_connected=num_nodes)
 
     def finish(self, stopped: str | None) -> None:
         """Note that the run has ended, and why if before its last round."""
@@ -136,6 +143,8 @@ def _lines(now: Snapshot) -> Iterator[str]:
     yield f"ownlet_round_seconds_sum {sum(one.seconds for one in rounds)}\nownlet_round_seconds_count {len(rounds)}\n"
     yield from _metric("rounds_planned", "gauge", "Rounds of the whole run.", now.num_rounds)
     yield from _metric("finished", "gauge", "1 once the run has ended.", int(now.finished))
+    if now.num_connected is not None:
+        yield from _metric("nodes_connected", "gauge", "Nodes connected before the latest round.", now.num_connected)
     if last is not None:
         yield from _metric("round", "gauge", "Number of the latest round.", last.round)
         yield from _metric("cohort_users", "gauge", "Users in the latest cohort.", last.num_asked)

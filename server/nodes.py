@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = ["Nodes", "Presence", "split_cohort"]
 
 _POLL_SECONDS = 1.0
 _TELL_SECONDS = 15.0
+_MOST_NAMED = 10
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +47,14 @@ class Presence:
             that another node hosts already, is then left out, aloud. Without it, nodes that contradict each other end
             the run.
         wait_seconds: how long to wait for them; None is as long as for replies.
+        on_connected: told how many nodes are connected, whenever the server looks; where it knows the partitions, every
+            node that comes or goes is said aloud, too.
     """
 
     min_nodes: int = 1
     num_partitions: int | None = None
     wait_seconds: float | None = None
+    on_connected: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         most = self.num_partitions or self.min_nodes
@@ -72,6 +76,7 @@ class Nodes:
     presence: Presence = field(default_factory=Presence)
     _places: dict[int, Place] = field(default_factory=dict)
     _left_out: set[int] = field(default_factory=set)
+    _connected: frozenset[int] = frozenset()
 
     def connected(self) -> tuple[Mapping[int, int], int]:
         """Return partition -> node id of the nodes connected now, and the number of partitions.
@@ -88,6 +93,7 @@ class Nodes:
             self._meet([node for node in present if node not in self._places])
             placed = [(node, self._places[node]) for node in present if node in self._places]
             node_of, num_partitions = self._check(placed)
+            self._tell_of(frozenset(node_of), num_partitions)
             if len(node_of) >= self.presence.min_nodes:
                 return node_of, num_partitions
             now = time.monotonic()
@@ -100,6 +106,18 @@ class Nodes:
                 _log.warning("waiting for %s to connect: %s so far, for %.0f more seconds", wanted, got, left)
                 tell_at = now + _TELL_SECONDS
             time.sleep(min(_POLL_SECONDS, wait_seconds))
+
+    def _tell_of(self, connected: frozenset[int], num_partitions: int) -> None:
+        """Say which partitions' nodes have come or gone since the last look."""
+        before, self._connected = self._connected, connected
+        if self.presence.on_connected is not None:
+            self.presence.on_connected(len(connected))
+        if self.presence.num_partitions is None:
+            return
+        for change, partitions in (("connected", connected - before), ("gone", before - connected)):
+            if partitions:
+                count = f"{len(connected)} of {num_partitions}"
+                _log.info("%s %s (%s)", _nodes_of(sorted(partitions)), change, count)
 
     def _meet(self, new: list[int]) -> None:
         if not new:
@@ -144,3 +162,11 @@ class Nodes:
                     *(node, place.partition, place.num_partitions, num_partitions),
                 )
         return node_of
+
+
+def _nodes_of(partitions: list[int]) -> str:
+    """Say whose nodes these are, in a line that stays short for a fleet."""
+    if len(partitions) == 1:
+        return f"node of partition {partitions[0]}"
+    shown = ", ".join(map(str, partitions[:_MOST_NAMED])) + (", ..." if len(partitions) > _MOST_NAMED else "")
+    return f"{len(partitions)} nodes, of partitions {shown},"

@@ -17,6 +17,7 @@ import httpx
 from ownlet.server.certificates import CA_FILE, SERVER_CERT_FILE, SERVER_KEY_FILE
 from ownlet.server.control import Control, RunStatus, public_key_bytes, wait_until_healthy
 from ownlet.server.deployment import LOCK_SECONDS, STATE_VARIABLE, Deployment, ServeFolder, hold
+from ownlet.server.refusals import RefusedNodes
 from ownlet.server.status import STATUS_HOST
 from ownlet.shared.errors import ConfigError, FederationError, require
 from ownlet.shared.flower_process import end_flower, new_lines, require_free, start_flower
@@ -95,10 +96,11 @@ def serve(folder: ServeFolder, link: Link, tell: Tell) -> None:
                 _register(control, link.node_keys, tell)
                 if stale := control.stop_unfinished_runs():
                     tell(f"stopped {stale} unfinished run of an earlier server")
+                refused = RefusedNodes({public_key_bytes(path): path.stem for path in link.node_keys}, tell)
                 told = folder.log.stat().st_size if folder.log.exists() else 0
                 run = control.start_run(folder.app)
                 tell(f"run {run} started; nodes join at port {link.port}")
-                status = _follow(control, run, superlink, folder, told, tell)
+                status = _follow(control, run, superlink, folder, told, tell, refused)
         except httpx.HTTPError as error:
             raise FederationError(f"SuperLink must answer, got {error}; see {_superlink_log(folder)}") from error
         except FederationError as error:
@@ -166,12 +168,19 @@ def _register(control: Control, node_keys: Sequence[Path], tell: Tell) -> None:
 
 
 def _follow(
-    control: Control, run: int, superlink: subprocess.Popen[bytes], folder: ServeFolder, told: int, tell: Tell
+    control: Control,
+    run: int,
+    superlink: subprocess.Popen[bytes],
+    folder: ServeFolder,
+    told: int,
+    tell: Tell,
+    refused: RefusedNodes,
 ) -> RunStatus:
-    """Show what the ServerApp tells until its run has finished."""
-    ask_at = 0.0
+    """Show what the ServerApp tells, and whom SuperLink refuses, until its run has finished."""
+    ask_at, read = 0.0, _superlink_log(folder).stat().st_size
     while True:
         told = new_lines(folder.log, told, tell)
+        read = new_lines(_superlink_log(folder), read, refused.read)
         if superlink.poll() is not None:
             raise FederationError(f"SuperLink must stay up, got its end with code {superlink.returncode}")
         if time.monotonic() >= ask_at:

@@ -63,6 +63,22 @@ def test_the_server_waits_for_as_many_nodes_as_it_is_told_and_says_so(
     assert caplog.messages[0].startswith("waiting for 2 nodes to connect: 1 so far, for ")
 
 
+def test_the_operator_learns_whose_nodes_come_and_go(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    grid, counts = world.grid(12), list[int]()
+    looks = iter([[1001], list(range(1000, 1012)), list(range(1000, 1012)), [1000, 1001, 1003]])
+    grid.get_node_ids = lambda: next(looks)
+    nodes = Nodes(grid, 600.0, Presence(num_partitions=12, on_connected=counts.append))
+    with caplog.at_level("INFO", logger="ownlet"):
+        for _ in range(4):
+            nodes.connected()
+    assert caplog.messages == [
+        "node of partition 1 connected (1 of 12)",
+        "11 nodes, of partitions 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, ..., connected (12 of 12)",
+        "9 nodes, of partitions 2, 4, 5, 6, 7, 8, 9, 10, 11, gone (3 of 12)",
+    ]
+    assert counts == [1, 12, 12, 3]
+
+
 def test_too_few_nodes_until_the_deadline_are_an_error(world: Any) -> None:
     with pytest.raises(FederationError, match=r"2 nodes must connect in time, got 1 in 0.05 seconds"):
         Nodes(world.grid(1), 600.0, Presence(min_nodes=2, wait_seconds=0.05)).connected()

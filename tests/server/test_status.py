@@ -112,6 +112,15 @@ def test_refusals_become_few_kinds_without_numbers_or_nodes():
     assert sum(status.now().refused.values()) == 64
 
 
+def test_nodes_are_shown_once_somebody_counts_them():
+    status = running()
+    assert "nodes_connected" not in exposition(status.now())
+    assert "nodes connected" not in status_page(status.now(), None)
+    status.connected(3)
+    assert samples(exposition(status.now()))["ownlet_nodes_connected"] == 3
+    assert "<span>nodes connected</span><strong>3</strong>" in status_page(status.now(), None)
+
+
 def test_a_label_is_escaped():
     status = RunStatus(CONFIG, "x")
     status.on_round(replace(RECORD, rejected=('a "quoted" \\ word\nand a line',)), NOTHING)
