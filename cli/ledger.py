@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ownlet.cli.node_ledgers import ledgers_of_node, summary_of
+
 if TYPE_CHECKING:
     from ownlet.device.chain import Entry
     from ownlet.device.ledger import LedgerReport
 
 __all__ = ["KeyFile", "show", "verify"]
 
-_Path = Annotated[Path, typer.Argument(help="A ledger file, or the state folder that holds one.")]
+_Path = Annotated[
+    Path, typer.Argument(help="A ledger file, or the state folder of a device or of a node (`join --state`).")
+]
 KeyFile = Annotated[
     Path | None,
     typer.Option(help="File with the app's key, 32 bytes or 64 hex digits; without it, the key is empty."),
@@ -30,9 +34,13 @@ def show(
     """Show the entries of a privacy ledger, and what is spent and left.
 
     Reads without the app's key, so macs are not checked; `ownlet ledger verify` does that. Newest entries come last.
+    A node's folder has a ledger per user, ledgers/NUMBER.jsonl: they are shown in sum, and each by its own path.
     """
     from ownlet.device.ledger import read_ledger
 
+    if files := ledgers_of_node(path):
+        _print_node(path, files, as_json)
+        return
     report, entries = read_ledger(_ledger_file(path))
     shown, opened = entries[-last:] if last else entries, _open_charges(entries)
     if as_json:
@@ -44,11 +52,17 @@ def show(
 def verify(path: _Path, key_file: KeyFile = None) -> None:
     """Verify every line of a privacy ledger; exit code 0 if all is well, 2 if not.
 
-    Checks the chain of macs, the totals in every checkpoint, and that no charge went past the budget of its time.
+    Checks the chain of macs, the totals in every checkpoint, and that no charge went past the budget of its time. Of a
+    node's folder (`ownlet join --state`) every user's ledger must verify.
     """
     from ownlet.device.ledger import verify_ledger
     from ownlet.shared.seal import Keys, read_key
 
+    if files := ledgers_of_node(path):
+        for one in files:
+            verify_ledger(one, Keys.of(None if key_file is None else read_key(key_file)).ledger)
+        typer.echo(f"{path} verifies: the ledgers of {len(files)} users")
+        return
     file = _ledger_file(path)
     report = verify_ledger(file, Keys.of(None if key_file is None else read_key(key_file)).ledger)
     typer.echo(
@@ -63,6 +77,22 @@ def verify(path: _Path, key_file: KeyFile = None) -> None:
         typer.echo("No key: this finds damage, not forgery.")
     if report.torn_bytes:
         typer.echo(f"{report.torn_bytes} bytes of a torn line at the end do not count.")
+
+
+def _print_node(path: Path, files: list[Path], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ownlet.device.ledger_state import finite
+
+    found = summary_of(files)
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "least_left": finite(found.least_left)}, sort_keys=True))
+        return
+    rounds = ", ".join(map(str, found.rounds)) or "none"
+    typer.echo(f"{found.users} users have a ledger in {path / 'ledgers'}, with {found.charges} charges in all")
+    typer.echo(f"Rounds that were charged: {rounds}")
+    typer.echo(f"The user with the least budget has epsilon {found.least_left:.4f} left")
+    typer.echo(f"One user: ownlet ledger show {files[0]}")
 
 
 def _ledger_file(path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ownlet.cli import simulate
+from ownlet.cli.interrupted import says_when_interrupted
 from ownlet.cli.options import Columns, Core, Data, PublicBefore
 from ownlet.cli.settings import Config, Set, read_settings
 
@@ -132,5 +133,6 @@ def serve(
     )
     if deployment.config.correlated:
         typer.echo("blt noise covers no round by itself: users whose node has a finite --budget contribute zero")
-    serve_run(folder, link, typer.echo)
+    with says_when_interrupted("stopped; the same command goes on"):
+        serve_run(folder, link, typer.echo)
     typer.echo(f"Adapter: {folder.adapter}" if folder.adapter.exists() else "No adapter was published.")

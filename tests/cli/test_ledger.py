@@ -116,3 +116,36 @@ def test_help_imports_nothing_heavy():
     code = "import sys, ownlet.cli.main; print([m for m in ('torch', 'numpy', 'ownlet.device') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[]"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """A node's folder: user 2 was charged in rounds 4 and 7, user 10 in round 7."""
+    (tmp_path / "ledgers").mkdir()
+    event = event_to_json(window_level_event(PLAN, 1))
+    for user, rounds in ((2, (4, 7)), (10, (7,))):
+        ledger = Ledger(tmp_path / "ledgers" / f"{user}.jsonl")
+        for number in rounds:
+            ledger.charge(
+                Charge(unit="window", event=event, base_hash="b" * 64, adapter_version=3, plan=PLAN, round=number)
+            )
+    return tmp_path
+
+
+def test_a_nodes_folder_is_summed_up(node: Path):
+    least = Ledger(node / "ledgers" / "2.jsonl").spent("window").left
+    told = json.loads(run("show", node, "--json").stdout)
+    assert told == {"users": 2, "rounds": [4, 7], "charges": 3, "least_left": least}
+    shown = run("show", node).stdout
+    assert "2 users have a ledger" in shown
+    assert f"epsilon {least:.4f} left" in shown
+    assert f"ownlet ledger show {node / 'ledgers' / '2.jsonl'}" in shown
+
+
+def test_every_ledger_of_a_node_must_verify(node: Path):
+    assert "the ledgers of 2 users" in run("verify", node).stdout
+    damaged = node / "ledgers" / "10.jsonl"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"round":7', b'"round":8'))
+    result = run("verify", node)
+    assert result.exit_code == 2
+    assert "10.jsonl" in result.output
