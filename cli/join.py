@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ownlet.cli.ledger import KeyFile
-from ownlet.cli.options import Columns, Data, PublicBefore, column_pairs
+from ownlet.cli.options import Columns, PublicBefore, column_pairs
 
 __all__ = ["join"]
 
@@ -21,7 +21,10 @@ def join(
     partition: Annotated[int, typer.Option(min=0, help="Which part of the population this node hosts, from 0.")] = 0,
     partitions: Annotated[int, typer.Option(min=1, help="How many parts there are: the server's --nodes.")] = 1,
     base: Annotated[Path | None, typer.Option(help="The base.pt, for a node that hosts users.")] = None,
-    data: Data = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The file of this node's own users, in any form that `ownlet pretrain` reads; with --base."),
+    ] = None,
     columns: Columns = "",
     core: Annotated[
         int | None, typer.Option(help="As of `ownlet simulate`; by default 5 with --simulated, else 0: keep all.")
@@ -33,7 +36,7 @@ def join(
     ] = None,
     key_file: KeyFile = None,
     budget: Annotated[float, typer.Option(help="Epsilon that each user may ever spend; inf: no limit.")] = 8.0,
-    budget_delta: Annotated[float, typer.Option(help="The delta at which that is taken.")] = 1e-6,
+    budget_delta: Annotated[float, typer.Option(help="The delta of it; stricter than the run's own 1e-5.")] = 1e-6,
     rank: Annotated[
         int | None,
         typer.Option(

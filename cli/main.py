@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import ownlet.shared.quiet  # noqa: F401  (turns telemetry off; must come before anything that imports flwr or ray)
 from ownlet.cli.adapter import export_adapter, import_adapter
@@ -93,8 +93,20 @@ GROUPS = {
 """Group -> help."""
 
 
+class _Command(TyperCommand):
+    r"""Shows defaults as ``[default: 5]``: typer escapes the bracket for rich also where rich markup is off."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
 class _Group(TyperGroup):
     """Ends an ``OwnletError`` of any subcommand in one line, unless ``--debug`` asks for the traceback."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help."""
+        return super().get_help(ctx).replace("\\[", "[")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""
@@ -129,7 +141,7 @@ def build_app(commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
         if group and group not in groups:
             groups[group] = typer.Typer(help=GROUPS.get(group), no_args_is_help=True, rich_markup_mode=None)
             app.add_typer(groups[group], name=group)
-        (groups[group] if group else app).command(name)(function)
+        (groups[group] if group else app).command(name, cls=_Command)(function)
     return app
 
 

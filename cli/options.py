@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ownlet.shared.errors import require
+from ownlet.shared.errors import DataError, require
 
 __all__ = [
     "Columns",
@@ -23,12 +23,20 @@ __all__ = [
     "Runs",
     "Sampling",
     "Seed",
+    "StatusPort",
+    "StatusRegistry",
     "TensorBoard",
     "Threads",
     "UtcOffsetHours",
+    "check_registry",
     "column_pairs",
     "use_threads",
 ]
+
+
+def _checked_port(port: int | None) -> int | None:
+    require(port is None or 0 <= port <= 65535, "status port must be 0 to 65535", status_port=port)
+    return port
 
 
 Objective = Annotated[
@@ -80,7 +88,25 @@ TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="TensorBoard's --logdir, to watch the run there.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random, so that a run can be repeated.")]
+StatusPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Serve a status page and Prometheus metrics on this port, here only; 0 to 65535, 0 takes a free one.",
+        callback=_checked_port,
+    ),
+]
+StatusRegistry = Annotated[Path | None, typer.Option("--registry", help="Registry to show on the status page, too.")]
 Threads = Annotated[int, typer.Option(help="Threads for arithmetic; 0 leaves the choice to PyTorch.")]
+
+
+def check_registry(folder: Path | None) -> None:
+    """Make sure that a registry that is to be shown is there.
+
+    Raises:
+        DataError: it is not.
+    """
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"registry must be a folder (`ownlet registry publish RUN` makes one), got {folder}")
 
 
 def column_pairs(text: str) -> tuple[tuple[str, str], ...]:

@@ -27,7 +27,10 @@ def plan(
     noise_multiplier: Annotated[
         float | None, typer.Option(help="Noise standard deviation divided by the clip: find the epsilon.")
     ] = None,
-    dp_delta: Annotated[float, typer.Option("--delta", "--dp-delta", help="At which epsilon is stated.")] = 1e-6,
+    dp_delta: Annotated[
+        float,
+        typer.Option("--delta", "--dp-delta", help="At which epsilon is stated; `simulate` and `serve` take 1e-5."),
+    ] = 1e-6,
     users: Annotated[
         int | None, typer.Option(min=1, help="Users of the fleet: checks delta, and gives the noise on an average.")
     ] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ownlet.cli.options import check_registry
 from ownlet.cli.registry_text import described, print_versions, quality_of, serving, spent_of, together, utc, watching
 
 if TYPE_CHECKING:
@@ -185,10 +186,8 @@ def open_registry(folder: Path) -> Registry:
         DataError: no such folder.
     """
     from ownlet.server.registry import Registry
-    from ownlet.shared.errors import DataError
 
-    if not folder.is_dir():
-        raise DataError(f"registry must be a folder (`ownlet registry publish RUN` makes one), got {folder}")
+    check_registry(folder)
     return Registry(folder)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from ownlet.cli import simulate
 from ownlet.cli.interrupted import says_when_interrupted
-from ownlet.cli.options import Columns, Core, Data, PublicBefore
+from ownlet.cli.options import Columns, Core, PublicBefore, StatusPort, StatusRegistry, check_registry
 from ownlet.cli.settings import Config, Set, read_settings
 
 __all__ = ["OPTIONS", "serve"]
@@ -36,7 +36,12 @@ def serve(
     base: Annotated[Path | None, typer.Option(help="The base.pt that `ownlet pretrain` left.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="In place of --base: start from a bundle's adapter.")] = None,
     num_users: Annotated[
-        int | None, typer.Option(min=1, help="Public size of the population. Default: the devices of --data.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Public size of the population, over all nodes. Needed where nodes bring files of their own; by "
+            "default the device users of --data, which are right for --simulated only.",
+        ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that the population is spread over.")] = 1,
     min_nodes: Annotated[
@@ -46,7 +51,13 @@ def serve(
     reply_seconds: Annotated[float, typer.Option(help="How long a round waits for replies.")] = 600.0,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The one port for nodes and for control.")] = 8443,
-    data: Data = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public data that adapters are judged with, in any form that `ownlet pretrain` reads; without it "
+            "nothing is judged. Give --num-users with it."
+        ),
+    ] = None,
     columns: Columns = "",
     core: Core = 5,
     public_before: PublicBefore = None,
@@ -80,11 +91,8 @@ def serve(
         Literal["lora", "lora-frozen-a", "fedsvd", "iak", "bottleneck", "prefix"],
         typer.Option(help="How the base is adapted."),
     ] = "lora-frozen-a",
-    status_port: Annotated[
-        int | None,
-        typer.Option(help="Serve a status page and Prometheus metrics on this port, here only; 0: a free one."),
-    ] = None,
-    registry: Annotated[Path | None, typer.Option(help="Registry to show on the status page, too.")] = None,
+    status_port: StatusPort = None,
+    registry: StatusRegistry = None,
     simulated: Annotated[
         bool,
         typer.Option(
@@ -95,7 +103,8 @@ def serve(
     """Run federated rounds on nodes that `ownlet join` starts, over TLS, with registered keys.
 
     --data is public data that adapters are judged with, as `ownlet simulate` does; without it the adapter is not
-    judged. Settings are those of `ownlet simulate` (`ownlet config simulate`). Whoever can reach the port can also
+    judged. Exit code 0: the run is finished, also where its adapter was not published; 2: it is not, start it again.
+    Settings are those of `ownlet simulate` (`ownlet config simulate`). Whoever can reach the port can also
     submit code: see docs/deployment.md before you open it to a network.
     """
     from ownlet.server.deployment import ServeFolder
@@ -111,6 +120,7 @@ def serve(
     node_keys = sorted((certs / "nodes").glob("*.pub"), key=lambda path: (len(path.name), path.name))
     link = Link(host=host, port=port, certs=certs, node_keys=node_keys)
     link.check()
+    check_registry(registry)
     stands_in = [] if bundle is None else [f'run.base="{bundle}"']  # a run from a bundle reads no base
     sets = [*(set_ or ()), *stands_in]
     read = read_settings("simulate", FederatedRunConfig, ctx, OPTIONS, file=config, sets=sets, derive=derived_settings)
@@ -133,6 +143,9 @@ def serve(
     )
     if deployment.config.correlated:
         typer.echo("blt noise covers no round by itself: users whose node has a finite --budget contribute zero")
-    with says_when_interrupted("stopped; the same command goes on"):
-        serve_run(folder, link, typer.echo)
+    if folder.is_finished:
+        typer.echo(f"This run is finished (more --rounds go on, another --state begins anew): {folder.root}")
+    else:
+        with says_when_interrupted("stopped; the same command goes on"):
+            serve_run(folder, link, typer.echo)
     typer.echo(f"Adapter: {folder.adapter}" if folder.adapter.exists() else "No adapter was published.")

@@ -22,8 +22,11 @@ from ownlet.cli.options import (
     Runs,
     Sampling,
     Seed,
+    StatusPort,
+    StatusRegistry,
     TensorBoard,
     Threads,
+    check_registry,
     use_threads,
 )
 from ownlet.cli.settings import Config, Set, read_settings
@@ -133,7 +136,9 @@ def simulate(
     min_separation: Annotated[
         int, typer.Option(min=1, help="With blt: groups that take part in turn, in place of --cohort-rate.")
     ] = 1,
-    dp_delta: Annotated[float, typer.Option(help="The delta at which epsilon is stated.")] = 1e-5,
+    dp_delta: Annotated[
+        float, typer.Option(help="The delta at which epsilon is stated; `ownlet plan` and device budgets take 1e-6.")
+    ] = 1e-5,
     rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 30,
     cohort_rate: Annotated[float, typer.Option(help="Chance of each user to be in a round.")] = 0.2,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Rounds between evaluations on public users.")] = 5,
@@ -195,11 +200,8 @@ def simulate(
     device: Annotated[str, typer.Option(help="Of the cohort engine: cpu, cuda.")] = "cpu",
     seed: Seed = 0,
     tensorboard: TensorBoard = None,
-    status_port: Annotated[
-        int | None,
-        typer.Option(help="Serve a status page and Prometheus metrics on this port, here only; 0: a free one."),
-    ] = None,
-    registry: Annotated[Path | None, typer.Option(help="Registry to show on the status page, too.")] = None,
+    status_port: StatusPort = None,
+    registry: StatusRegistry = None,
     runs: Runs = Path("runs"),
     name: Name = None,
     overwrite: Overwrite = False,
@@ -221,6 +223,7 @@ def simulate(
     from ownlet.simulations.results import RunFolder
 
     use_threads(threads)
+    check_registry(registry)
     read = read_settings("simulate", FederatedRunConfig, ctx, OPTIONS, file=config, sets=set_, derive=derived_settings)
     settings = noise_for_target(read.config, read.given)
     folder = RunFolder.create(runs, "simulate", settings, settings.federation.seed, name=name, overwrite=overwrite)

@@ -104,6 +104,7 @@ def setup_of(folder: ServeFolder, load_judging: LoadJudging) -> ServerSetup:
         if result.stopped:
             _log.info("stopped: %s", result.stopped)
         _log.info(leave_outcome(folder, (spec, vector, first_version), config, result, judging))
+        folder.mark_finished()
 
     return ServerSetup(
         config=config,

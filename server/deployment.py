@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,6 +85,23 @@ class ServeFolder:
     def log(self) -> Path:
         """What the ServerApp tells."""
         return self.root / "serve.log"
+
+    @property
+    def finished(self) -> Path:
+        """Holds the hash of the settings whose run has ended, so that a supervisor's next start is none."""
+        return self.root / "finished"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run of the present settings has ended; with more rounds, say, it goes on."""
+        return self.finished.exists() and self.finished.read_text() == self._settings_hash()
+
+    def mark_finished(self) -> None:
+        """Say that the run of the present settings has ended."""
+        write_atomic(self.finished, self._settings_hash().encode())
+
+    def _settings_hash(self) -> str:
+        return sha256(self.settings.read_bytes()).hexdigest()
 
     @property
     def flower(self) -> Path:

@@ -204,7 +204,8 @@ def start_count(state: Rollout, count: Count, *, at: float) -> Rollout:
         ConfigError: another count is under way, or the name was used before.
     """
     name, arms = count.terms.count, count.arms
-    require(not state.counting, "count must be stopped before another starts", count=state.counts[-1:])
+    running = {"running": state.counts[-1].terms.count} if state.counting else {}
+    require(not state.counting, "count must be stopped before another starts (`stop-count`)", **running)
     used = name in (earlier.terms.count for earlier in state.counts)
     require(not used, "count must have a name that was not used before", count=name)
     about = "" if arms is None else f", version {arms.b} against {arms.a} on {arms.percent:g} % of devices"

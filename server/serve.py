@@ -89,6 +89,7 @@ def serve(folder: ServeFolder, link: Link, tell: Tell) -> None:
     """
     with hold(folder.root / "serve.lock", 0.0):
         require_status_port(folder, link.port)
+        folder.finished.unlink(missing_ok=True)
         superlink = _start_superlink(folder, link)
         try:
             wait_until_healthy(link.address, link.certs / CA_FILE, _START_SECONDS, is_alive=_is_alive(superlink))

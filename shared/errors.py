@@ -21,7 +21,7 @@ Every message names the thing, the rule and the value: ``clip_norm must be posit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 __all__ = [
     "OwnletError",
@@ -119,5 +119,6 @@ def require(condition: bool, rule: str, **values: object) -> None:
         ConfigError: ``<rule>, got <name>=<value>``.
     """
     if not condition:
-        got = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        shown = {name: str(value) if isinstance(value, PurePath) else value for name, value in values.items()}
+        got = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         raise ConfigError(f"{rule}, got {got}")

@@ -50,8 +50,10 @@ def read_saved(path: Path, what: str) -> dict[str, Any]:
     """
     try:
         saved = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
+    except OSError as error:
         raise DataError(f"{what} must be a readable file, got {path}: {error}") from error
+    except (EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
+        raise DataError(f"{what} must be a file that ownlet wrote (a base: base.pt of pretrain), got {path}") from error
     if not isinstance(saved, dict):
         raise DataError(f"{what} must be a file that ownlet wrote, got {path}")
     return saved

@@ -60,7 +60,10 @@ def derived_settings(given: Mapping[str, Given]) -> dict[str, Given]:
         if "federation.plan.noise_multiplier" not in found:
             found["federation.plan.noise_multiplier"] = Given(value=_window_noise(found), source=DEFAULTS)
     elif unit == "user" and "federation.noise_multiplier" not in found and not _is_finite(found.get(_TARGET)):
-        raise ConfigError("unit user must have --target-epsilon or --noise-multiplier, got neither")
+        raise ConfigError(
+            "unit user must have --target-epsilon or --noise-multiplier (such as --target-epsilon 2), "
+            "or be --unit none, got neither"
+        )
     elif unit == "none":
         found["federation.noise_multiplier"] = Given(value=0.0, source=DEFAULTS)
         found[_TARGET] = Given(value=math.inf, source=DEFAULTS)

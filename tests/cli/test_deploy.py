@@ -1,11 +1,16 @@
 """``certs``, ``serve`` and ``join`` as a user types them, where they end at once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from ownlet.cli.main import COMMANDS, build_app
+from ownlet.server.deployment import Deployment, ServeFolder
+from ownlet.server.serve import Link
 from ownlet.shared.flower_process import free_port
+from ownlet.shared.manifest import read_manifest
 from ownlet.simulations.join import held_node
 
 
@@ -37,6 +42,31 @@ def test_serve_says_what_is_missing(tmp_path: Path) -> None:
     missing = run(2, *always, *base)
     assert "base.pt" in missing
     assert not state.exists()
+
+
+def test_serve_on_a_finished_run_says_so_and_starts_nothing(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def finish(folder: ServeFolder, link: Link, tell: Callable[[str], None]) -> None:
+        started.append(Deployment.load(folder.settings).config.rounds)
+        folder.mark_finished()
+
+    monkeypatch.setattr("ownlet.server.serve.serve", finish)
+    certs = tmp_path / "certs"
+    run(0, "certs", "--out", certs, "--nodes", 1)
+    window = read_manifest(tiny_bundle).windows.window_length
+    always = (
+        "serve", "--certs", certs, "--state", tmp_path / "state", "--port", free_port(), "--bundle", tiny_bundle,
+        "--num-users", 9, "--noise-multiplier", 1, "--window-length", window,
+    )  # fmt: skip
+    assert "registry must be a folder" in run(2, *always, "--status-port", 0, "--registry", tmp_path / "none")
+    assert "status port must be 0 to 65535, got status_port=99999" in run(2, *always, "--status-port", 99999)
+    assert "This run is finished" not in run(0, *always, "--rounds", 3)
+    assert "This run is finished" in run(0, *always, "--rounds", 3)
+    assert "This run is finished" not in run(0, *always, "--rounds", 4)
+    assert started == [3, 4]
 
 
 def test_join_says_what_is_missing(tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def test_a_function_becomes_a_subcommand_with_its_options():
     assert (result.exit_code, result.stdout) == (0, "hello you\n")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_defaults_without_a_backslash(command: str):
+    result = CliRunner().invoke(build_app(COMMANDS), [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "\\" not in result.stdout
+
+
+def test_a_default_is_in_brackets():
+    assert "[default: world]" in run("greet", "--help").stdout
+
+
 def test_help_lists_every_subcommand():
     result = run("--help")
     assert result.exit_code == 0

@@ -106,6 +106,7 @@ def test_an_experiment_from_count_to_verdict(folder: Path):
     assert run("count", "first", "--b", 1, "--percent", 50, "--expected-reports", 2000) == (
         "count first started, version 1 against 0 on 50 % of devices; one bit of each device at ε = 1\n"
     )
+    assert "another starts (`stop-count`), got running='first'\n" in refuse("count", "second")
     lines = [
         CountReport(
             count="first", arm=arm, version=30, bit=int(number % 3 >= least), id=f"{number:031x}{arm}"

@@ -150,6 +150,9 @@ def test_the_outcome_is_written_with_a_version_above_that_of_the_start(tmp_path:
     assert (spec, version) == (SPEC, 7)
     np.testing.assert_array_equal(vector, START + 1)
     assert '"admitted": [\n   0,\n   2\n  ]' in folder.rounds.read_text()
+    assert folder.is_finished
+    Deployment(config=FederationConfig(rounds=99), num_users=9, num_nodes=3).save(folder.settings)
+    assert not folder.is_finished  # more rounds were asked for: it goes on
 
 
 def judged(base: float, adapter: float) -> Judging:
