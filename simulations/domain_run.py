@@ -27,7 +27,7 @@ from ownlet.simulations.domains import (
 )
 from ownlet.simulations.evaluate import model_ranks
 from ownlet.simulations.progress import Progress
-from ownlet.simulations.setting import keep_columns, prepare
+from ownlet.simulations.setting import PUBLIC_POSITIONS, keep_columns, prepare
 from ownlet.simulations.store import EventStore
 
 __all__ = ["DomainRow", "DomainRunConfig", "DomainsDone", "domain_terms", "run_domains"]
@@ -112,7 +112,9 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     of_device = user_domains(setting.data, setting.device_users.tolist(), config.column, before=1)
     model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     lengths = [len(history) for history in setting.held_out]
-    public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, config.column)
+    public = position_domains(
+        setting.data, setting.held_out_users.tolist(), lengths, config.column, most=PUBLIC_POSITIONS
+    )
     sizes = Counter(of_device)
     large = sum(size >= config.min_devices for size in sizes.values())
     with progress.stage(f"rounds of {large} domains", max(1, large * config.rounds)) as step:

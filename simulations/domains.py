@@ -27,7 +27,7 @@ from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.interactions import Interactions
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import compose_events, epsilon
-from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
+from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks, positions
 from ownlet.simulations.run import simulate
 from ownlet.simulations.store import EventStore
 
@@ -80,7 +80,9 @@ def user_domains(data: Interactions, users: Sequence[int], column: str, *, befor
     return tuple(str(values[data.offsets[user + 1] - 1 - before]) for user in users)
 
 
-def position_domains(data: Interactions, users: Sequence[int], lengths: Sequence[int], column: str) -> tuple[str, ...]:
+def position_domains(
+    data: Interactions, users: Sequence[int], lengths: Sequence[int], column: str, *, most: int | None = None
+) -> tuple[str, ...]:
     """Return the domain of each case of ``all_positions``: the column's value at the event that is asked for.
 
     Args:
@@ -88,14 +90,13 @@ def position_domains(data: Interactions, users: Sequence[int], lengths: Sequence
         users: user numbers.
         lengths: how many of each user's first events are in its history.
         column: of ``data.context``.
+        most: of the cases, as they were made with it.
 
     Raises:
         ConfigError: the data lacks the column.
     """
     values, starts = _column(data, column), data.offsets
-    return tuple(
-        str(values[starts[user] + at]) for user, length in zip(users, lengths, strict=True) for at in range(1, length)
-    )
+    return tuple(str(values[starts[users[user]] + at]) for user, at in positions(lengths, most=most))
 
 
 def federate_domains(

@@ -28,6 +28,7 @@ __all__ = [
     "mean_ndcg",
     "model_answers",
     "model_ranks",
+    "positions",
     "public_quality",
     "scorer_answers",
     "scorer_ranks",
@@ -58,21 +59,39 @@ class Cases:
         return len(self.histories)
 
 
+def positions(lengths: Sequence[int], *, last: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
+    """Return history and position of every event that has one before it.
+
+    Args:
+        lengths: of the histories, in events.
+        last: only so many of each history, its last ones; by default all.
+        most: only so many in all, always the same ones, drawn evenly; by default all.
+    """
+    places = [
+        (user, at) for user, length in enumerate(lengths) for at in range(max(1, length - last) if last else 1, length)
+    ]
+    if most is None or len(places) <= most:
+        return places
+    drawn = np.sort(np.random.default_rng(0).choice(len(places), most, replace=False))
+    return [places[place] for place in drawn.tolist()]
+
+
 def all_positions(
-    histories: Sequence[History], *, last: int | None = None, context: Sequence[NDArray[np.int64]] | None = None
+    histories: Sequence[History],
+    *,
+    last: int | None = None,
+    most: int | None = None,
+    context: Sequence[NDArray[np.int64]] | None = None,
 ) -> Cases:
-    """Make a case of every event that has one before it, or of the ``last`` such events of each history.
+    """Make a case of every event that has one before it; see ``positions`` for less.
 
     Args:
         histories: whole ones.
         last: how many of each; by default all.
+        most: how many of all; by default all.
         context: per history (events, fields), the moment of each event, where anything is known.
     """
-    places = [
-        (user, at)
-        for user, history in enumerate(histories)
-        for at in range(max(1, len(history) - last) if last else 1, len(history))
-    ]
+    places = positions([len(history) for history in histories], last=last, most=most)
     return Cases(
         histories=tuple(histories[user][:at] for user, at in places),
         targets=np.array([histories[user][at] for user, at in places], dtype=np.int64),

@@ -27,6 +27,7 @@ from ownlet.simulations.population import make_population
 from ownlet.simulations.readers import read
 
 __all__ = [
+    "PUBLIC_POSITIONS",
     "DataConfig",
     "Setting",
     "data_facts",
@@ -41,6 +42,10 @@ __all__ = [
 ]
 
 Moments = tuple[NDArray[np.int64], ...] | None
+
+
+PUBLIC_POSITIONS = 12_000
+"""The most questions that held-out public users judge by: on long histories, more cost most of a training's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ class Setting:
         held_out: histories of held-out public users.
         devices: what each device may train on: all its events but the last.
         test: one case per device, its last event.
-        validation: every position of every held-out user.
+        validation: every position of every held-out user, or ``PUBLIC_POSITIONS`` of them.
         fields: what is known of each moment; the cases have it, too.
         public_context: per public user (events, fields), the moment of each event; None without fields.
         held_out_context: the same of held-out public users.
@@ -210,7 +215,7 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
         held_out=held_out,
         devices=tuple(h[:-1] for h in histories),
         test=last_event_cases(histories, device_moments),
-        validation=all_positions(held_out, context=held_out_moments),
+        validation=all_positions(held_out, most=PUBLIC_POSITIONS, context=held_out_moments),
         fields=tuple(fields),
         public_context=_chosen(public_moments, trains),
         held_out_context=held_out_moments,

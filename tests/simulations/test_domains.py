@@ -24,7 +24,7 @@ from ownlet.simulations.domains import (
     position_domains,
     user_domains,
 )
-from ownlet.simulations.evaluate import all_positions, model_ranks
+from ownlet.simulations.evaluate import all_positions, model_ranks, positions
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, divide, load_interactions
 from ownlet.simulations.store import EventStore
@@ -68,7 +68,10 @@ def habits(domain, count, seed):
 def test_a_users_domain_is_that_of_its_last_event_or_of_one_before():
     assert user_domains(DATA, [0, 1, 2], "region") == ("s", "e", "n")
     assert user_domains(DATA, [2, 0], "region", before=1) == ("n", "n")
-    assert position_domains(DATA, [0, 2], [3, 4], "region") == ("n", "s", "w", "n", "n")
+    everything = position_domains(DATA, [0, 2], [3, 4], "region")
+    assert everything == ("n", "s", "w", "n", "n")
+    drawn = [positions([3, 4]).index(place) for place in positions([3, 4], most=3)]
+    assert position_domains(DATA, [0, 2], [3, 4], "region", most=3) == tuple(everything[at] for at in drawn)
     with pytest.raises(ConfigError, match=r"must be a column of the data, got 'shop' of \['region'\]"):
         user_domains(DATA, [0], "shop")
 
