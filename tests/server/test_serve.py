@@ -287,7 +287,9 @@ class LookingGrid(InProcessGrid):
 
 def test_the_process_of_the_rounds_serves_their_metrics_and_frees_the_port_also_where_they_fail(tmp_path: Path):
     port = free_port()
-    folder = folder_of(tmp_path, replace(JUDGED, judging=None, status_port=port, registry=tmp_path / "registry"))
+    sampled = FederationConfig(cohort_rate=1)  # a round of nobody would end, and be counted, without a look at nodes
+    deployment = Deployment(config=sampled, num_users=9, num_nodes=3, status_port=port, registry=tmp_path / "registry")
+    folder = folder_of(tmp_path, deployment)
     setup = setup_of(folder, lambda values, config: pytest.fail("nothing is judged here"))
     assert setup.on_round is not None
     setup.on_round(RECORD, START)
