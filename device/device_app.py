@@ -12,19 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from ownlet.device.budget import Budget
 from ownlet.device.client import add_place, place_of
 from ownlet.device.personalizer import Personalizer
 from ownlet.device.release import check_terms
-from ownlet.device.sending import with_count
-from ownlet.shared.adapter import AdapterSpec, load_adapter, save_adapter
+from ownlet.device.sending import code_deltas, with_count
+from ownlet.shared.adapter import AdapterSpec, Vector, load_adapter, save_adapter
 from ownlet.shared.coding import places_of_round
 from ownlet.shared.config import FederationConfig, WindowConfig
-from ownlet.shared.errors import FederationError
+from ownlet.shared.delta import count_within
+from ownlet.shared.errors import BudgetExceededError, FederationError
 from ownlet.shared.manifest import ADAPTER_FILE, read_manifest
+from ownlet.shared.noise import AesNoise
 from ownlet.shared.server_config import AdaptiveClip
 from ownlet.shared.wire import (
     TrainReply,
@@ -41,7 +45,10 @@ _log = logging.getLogger(__name__)
 def contribute(
     request: TrainRequest, bundle: Path, state: Path, budget: Budget, user: int, key: bytes | None = None
 ) -> TrainReply:
-    """Adopt the request's adapter, and answer with the device's update.
+    """Adopt the request's adapter, and answer with the device's update, or with zero where its budget is spent.
+
+    Zero is what a node's users without budget give, too: the round has all its answers, and what it publishes goes on
+    reaching the device. Nothing of the user is in it: when a budget ends follows from the rounds that were charged.
 
     Args:
         request: what the server asks.
@@ -55,7 +62,6 @@ def contribute(
         FederationError: it is for others, has a seed, is not for the bundle's base, or has an older adapter than the
             device, or another one of the same version.
         ConfigError: terms that a device on its own cannot do; see ``Personalizer.update``.
-        BudgetExceededError: the device has given all that it may; nothing leaves.
         OwnletError: what ``Personalizer.update`` raises.
     """
     manifest = read_manifest(bundle)
@@ -66,15 +72,23 @@ def contribute(
     if request.base_hash != manifest.base_hash:
         raise FederationError(f"base must be {manifest.base_hash[:12]}, got {request.base_hash[:12]}")
     with Personalizer.open(bundle, state, budget=budget, key=key) as personalizer:
-        terms = _terms_of(request, manifest.windows, load_adapter(bundle / ADAPTER_FILE)[0])
+        spec = load_adapter(bundle / ADAPTER_FILE)[0]
+        terms = _terms_of(request, manifest.windows, spec)
         check_terms(terms, manifest.windows, request.round)
         _adopt(personalizer, request, bundle)
-        update = personalizer.update(terms, round_number=request.round)
-    if update is None:
-        raise FederationError(f"update must be whole, got a stopped one in round {request.round}")
-    total, coded = update.delta[places_of_round(request.wire, request.round, len(update.delta))], update.coded
-    if update.count is not None:
-        total, coded = with_count(total, coded, update.count)
+        try:
+            update = personalizer.update(terms, round_number=request.round)
+        except BudgetExceededError as error:
+            delta, coded, count = _nothing(request, spec.num_trainable)
+            _log.info("round %d: answers with zero, and is not charged: %s", request.round, error)
+        else:
+            if update is None:
+                raise FederationError(f"update must be whole, got a stopped one in round {request.round}")
+            delta, coded, count = update.delta, update.coded, update.count
+            _log.info("round %d: answers with this device's update", request.round)
+    total = delta[places_of_round(request.wire, request.round, len(delta))]
+    if count is not None:
+        total, coded = with_count(total, coded, count)
     return TrainReply(
         total=total,
         coded=coded,
@@ -83,6 +97,13 @@ def contribute(
         base_hash=request.base_hash,
         num_users=1,
     )
+
+
+def _nothing(request: TrainRequest, size: int) -> tuple[Vector, NDArray[np.uint8] | None, float | None]:
+    """Return a delta (size,) of zero as it would be sent: the delta, its code and its count."""
+    zero = np.zeros((1, size), np.float32)
+    sent = code_deltas(zero, request.wire, request.clip_norm, request.round, [AesNoise()])
+    return sent.deltas[0], sent.coded, count_within(zero, request.clip_norm) if request.counts else None
 
 
 def _terms_of(request: TrainRequest, windows: WindowConfig, spec: AdapterSpec) -> FederationConfig:
@@ -139,7 +160,6 @@ def make_device_app(bundle: Path, state: Path, budget: Budget, key: bytes | None
         size = load_adapter(bundle / ADAPTER_FILE)[0].size
         request = request_from_records(message.content, size)
         reply = contribute(request, bundle, state, budget, place_of(context).partition, key)
-        _log.info("round %d: answers with this device's update", request.round)
         return Message(reply_to_records(reply), reply_to=message)
 
     add_place(app)

@@ -14,7 +14,7 @@ from ownlet.device.device_app import contribute, make_device_app
 from ownlet.device.release import Release
 from ownlet.server.admit import Expected, admit
 from ownlet.shared.config import FederationConfig, Plan
-from ownlet.shared.errors import BudgetExceededError, ConfigError, FederationError
+from ownlet.shared.errors import ConfigError, FederationError
 from ownlet.shared.seal import Seal
 from ownlet.shared.wire import TrainReply, TrainRequest, place_from_records, reply_to_records, request_to_records
 from ownlet.shared.wire_config import WireConfig
@@ -152,9 +152,20 @@ def test_the_bound_of_a_request_under_window_is_that_of_the_update(tiny: Any, ti
     assert 0.5 * bound < np.linalg.norm(admitted(asked, reply, tiny.spec.num_trainable)) <= bound
 
 
-def test_a_device_without_budget_gives_nothing(tiny: Any, tiny_bundle: Path, device: Path) -> None:
-    with pytest.raises(BudgetExceededError):
-        contribute(first_request(tiny, noise_multiplier=0.0), tiny_bundle, device, LOOSE, user=4)
+@pytest.mark.parametrize("wire", [WireConfig(), *FORMS], ids=lambda wire: wire.name)
+def test_a_device_without_budget_gives_zero_is_not_charged_and_follows_the_run(
+    tiny: Any, tiny_bundle: Path, device: Path, wire: WireConfig
+) -> None:
+    moved = tiny.vector.copy()
+    moved[tiny.spec.trainable] += np.float32(0.01)
+    asked = first_request(tiny, version=1, vector=moved, wire=wire, counts=wire.is_coded)
+    reply = contribute(asked, tiny_bundle, device, Budget(epsilon=0.1), user=4)
+    sent = admitted(asked, reply, tiny.spec.num_trainable)
+    assert not sent[: tiny.spec.num_trainable].any()
+    assert sent[tiny.spec.num_trainable :].tolist() == [0.5] * wire.is_coded  # within the clip
+    with Personalizer.open(tiny_bundle, device) as personalizer:
+        status = personalizer.status()
+    assert (status.privacy["user"].charges, status.shared_version, status.has_update) == (0, 4, False)
 
 
 def test_the_app_answers_by_message_and_says_which_user_it_is(tiny: Any, tiny_bundle: Path, device: Path) -> None:
