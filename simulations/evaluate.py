@@ -28,6 +28,7 @@ __all__ = [
     "mean_ndcg",
     "model_answers",
     "model_ranks",
+    "model_scores",
     "positions",
     "public_quality",
     "scorer_answers",
@@ -146,7 +147,7 @@ def model_ranks(
         (n,) ranks from 1, ties counted against the model.
     """
     result = np.zeros(len(cases), dtype=np.int64)
-    for rows, scores in _model_scores(model, cases, spec, vectors, batch_size):
+    for rows, scores in model_scores(model, cases, spec, vectors, batch_size):
         result[rows] = ranks(scores, cases.targets[rows], [cases.histories[row] for row in rows])
     return result
 
@@ -172,14 +173,18 @@ def model_answers(
         batch_size: cases at a time.
         on_cases: told of the number of cases of each batch.
     """
-    return _answers(_model_scores(model, cases, spec, vectors, batch_size), cases, k, on_cases)
+    return _answers(model_scores(model, cases, spec, vectors, batch_size), cases, k, on_cases)
 
 
 @torch.no_grad()
-def _model_scores(
-    model: Recommender, cases: Cases, spec: AdapterSpec | None, vectors: NDArray[np.float32] | None, batch_size: int
+def model_scores(
+    model: Recommender,
+    cases: Cases,
+    spec: AdapterSpec | None = None,
+    vectors: NDArray[np.float32] | None = None,
+    batch_size: int = 256,
 ) -> Iterator[Scored]:
-    """Score all cases, batch by batch: the only place where a model answers."""
+    """Score all cases, batch by batch, in order of their length: the only place where a model answers."""
     require((spec is None) == (vectors is None), "spec and vectors must be given together", spec=spec)
     require(not model.training, "the model must be in eval mode", training=model.training)
     order = np.argsort([len(h) for h in cases.histories], kind="stable")  # equal lengths together: less padding

@@ -36,6 +36,7 @@ from ownlet.shared.config import AdapterConfig, FederationConfig, simulated_fede
 from ownlet.shared.server_config import Robust
 from ownlet.shared.store import write_atomic
 from ownlet.shared.wire import decode_vector
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.server_task import ServerTask, gain, load_tasks
 from ownlet.simulations.grid import InProcessGrid
 from ownlet.simulations.setting import DataConfig
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", default="0.1,0.3", help="of nodes that attack")
     parser.add_argument("--attacks", default=",".join(ATTACKS))
     parser.add_argument("--combiners", default=",".join(COMBINERS))
-    parser.add_argument("--out", type=Path, default=Path("bench/byzantine.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/byzantine.json"))
     options = parser.parse_args(arguments)
     console = Console()
     tasks = load_tasks(DataConfig(path=options.data), options.base, options.seeds, AdapterConfig())

@@ -28,6 +28,7 @@ from ownlet.shared.config import AdapterConfig, FederationConfig, simulated_fede
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.server_config import NoisePlan
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.server_task import gain, load_tasks
 from ownlet.simulations.setting import DataConfig
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--separation", type=int, default=20)
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--rate", type=float, default=0.3, help="the server's learning rate, the same for all")
-    parser.add_argument("--out", type=Path, default=Path("bench/correlated_noise.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/correlated_noise.json"))
     options = parser.parse_args(arguments)
     console = Console()
     tasks = load_tasks(DataConfig(path=options.data), options.base, options.seeds, AdapterConfig())

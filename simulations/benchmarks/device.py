@@ -24,6 +24,7 @@ from ownlet.shared.adapter import initial_adapter
 from ownlet.shared.config import ModelConfig, WindowConfig
 from ownlet.shared.interactions import Item
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.device_history import recommend_milliseconds
 from ownlet.simulations.benchmarks.device_latency import SIZES, measure_sizes, random_base
 from ownlet.simulations.benchmarks.ledger_charge import charge_milliseconds
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="items, comma-separated")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--kills", type=int, default=200, help="processes to kill")
-    parser.add_argument("--out", type=Path, default=Path("bench/device.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/device.json"))
     options = parser.parse_args(arguments)
     sizes, console = [int(size) for size in options.sizes.split(",")], Console()
     with console.status("latency and size"):

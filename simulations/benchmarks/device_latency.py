@@ -29,6 +29,7 @@ from ownlet.shared.manifest import BASE_FILE, PROGRAM_FILE, Manifest, read_manif
 from ownlet.shared.model import SASRec
 from ownlet.shared.noise import AesNoise
 from ownlet.shared.windows import Windows, cut_windows
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.processes import last_json, run_command
 from ownlet.simulations.benchmarks.turns import take_turns
 
@@ -113,7 +114,7 @@ def measure_memory(bundle: Path, kind: str) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every size and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("bench/device.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/device.json"))
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="items, with commas between")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)

@@ -28,6 +28,7 @@ from ownlet.shared.noise import NoiseSource
 from ownlet.shared.secure_config import SecureConfig
 from ownlet.shared.secure_sum.terms import choose_terms
 from ownlet.shared.windows import Windows
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.grid import Answer, Call, InProcessGrid
 
 __all__ = ["Row", "main", "measure"]
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", default="8,32,128", help="numbers of clients, with commas")
     parser.add_argument("--numbers", type=int, default=7168, help="in a delta; 7168 is rank 8 on four layers")
-    parser.add_argument("--out", type=Path, default=Path("bench/secure_sum.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/secure_sum.json"))
     given = parser.parse_args(arguments)
     logging.getLogger("ownlet").setLevel(logging.ERROR)  # the clients that fail do so on purpose
     rows = []

@@ -43,6 +43,7 @@ from ownlet.shared.config import FederationConfig
 from ownlet.shared.errors import FederationError, require
 from ownlet.shared.privacy import epsilon
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.load_nodes import SocketGrid, other_process
 
 __all__ = ["Connect", "Load", "main", "measure"]
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--updates", type=int, default=100_000)
     parser.add_argument("--devices", type=int, default=10_000, help="nodes, of which each sends one update a round")
     parser.add_argument("--numbers", type=int, default=7168, help="in a delta; 7168 is rank 8 on the default base")
-    parser.add_argument("--out", type=Path, default=Path("bench/server.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/server.json"))
     options = parser.parse_args(arguments)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

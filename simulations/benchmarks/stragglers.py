@@ -44,6 +44,7 @@ from ownlet.shared.config import AdapterConfig, FederationConfig, Plan
 from ownlet.shared.errors import require
 from ownlet.shared.store import write_atomic
 from ownlet.shared.straggler_config import Buffer, Stragglers
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.server_task import ServerTask, load_tasks
 from ownlet.simulations.evaluate import mean_ndcg
 from ownlet.simulations.setting import DataConfig
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--cohort-rate", type=float, default=0.05)
     parser.add_argument("--looks", type=int, default=10, help="evaluations on the way")
-    parser.add_argument("--out", type=Path, default=Path("bench/stragglers.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/stragglers.json"))
     options = parser.parse_args(arguments)
     console = Console()
     logging.getLogger("ownlet").setLevel(logging.ERROR)  # late replies are what this is about

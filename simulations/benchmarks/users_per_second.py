@@ -42,6 +42,7 @@ from rich.table import Table
 
 from ownlet.shared.errors import require
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
 from ownlet.simulations.benchmarks.flower_opacus import measure_flower_opacus
 from ownlet.simulations.benchmarks.matmul_limit import measure_limit
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cohort", type=int, default=500, help="of the file, one of them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("bench/cohort.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/cohort.json"))
     options = parser.parse_args(arguments)
     cohorts = [int(text) for text in options.cohorts.split(",")]
     require(options.cohort in cohorts, "cohort must be one of the cohorts", cohort=options.cohort, cohorts=cohorts)

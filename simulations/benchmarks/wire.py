@@ -28,6 +28,7 @@ from ownlet.shared.delta import clip_to_norm
 from ownlet.shared.manifest import PROGRAM_FILE
 from ownlet.shared.store import write_atomic
 from ownlet.shared.wire_config import WireConfig
+from ownlet.simulations.benchmarks.arguments import file_to_write
 from ownlet.simulations.benchmarks.server_task import ServerTask, gain, load_tasks
 from ownlet.simulations.setting import DataConfig
 from ownlet.simulations.traffic import wire_bytes
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cohort-rate", type=float, default=0.1)
     parser.add_argument("--noise-multiplier", type=float, default=1.0)
     parser.add_argument("--no-program", action="store_true", help="do not export the device program for its size")
-    parser.add_argument("--out", type=Path, default=Path("bench/wire.json"))
+    parser.add_argument("--out", type=file_to_write, default=Path("bench/wire.json"))
     options = parser.parse_args(arguments)
     console = Console()
     tasks = load_tasks(DataConfig(path=options.data), options.base, options.seeds, AdapterConfig())

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ownlet.simulations.benchmarks import secure_sum, users_per_second
+from ownlet.simulations.benchmarks import byzantine, secure_sum, users_per_second
 from ownlet.simulations.benchmarks.cohort_flower import measure_cohort
 from ownlet.simulations.benchmarks.growth import AXES, exponent
 from ownlet.simulations.benchmarks.matmul_limit import measure_limit
@@ -71,3 +71,9 @@ def test_secure_aggregation_is_measured_on_right_sums_and_costs_bytes_per_neighb
     assert secure.up_bytes > 3 * 40 + 4 * (82 + 2 * 16 + 33) > open_round.up_bytes - 4 * 40
     assert dropped.up_bytes < secure.up_bytes
     assert secure.down_bytes > open_round.down_bytes + 5 * 32
+
+
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        byzantine.main(["--out", str(tmp_path)])
+    assert f"--out: must be a file, got the folder {tmp_path}" in capsys.readouterr().err
