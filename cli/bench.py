@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ownlet.cli.interrupted import says_when_interrupted
+
 __all__ = ["quality"]
 
 
@@ -63,7 +65,10 @@ def quality(
         if name not in known:
             raise ConfigError(f"methods must be among {', '.join(known)}, got {name!r}")
     console = Console()
-    with progress_bars(console) as progress:
+    with (
+        says_when_interrupted(f"stopped; the same command goes on with what is in {out}"),
+        progress_bars(console) as progress,
+    ):
         sets = tuple(quality_data(path, cohort=cohort, tested=tested) for path in (data or [None]))  # type: ignore[list-item]
         config = QualityConfig(
             data=sets,

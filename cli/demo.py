@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ownlet.cli.interrupted import says_how_to_go_on
 from ownlet.cli.options import (
     Columns,
     Context,
@@ -86,6 +87,7 @@ def demo(
     folder = RunFolder.create(runs, "demo", settings, settings.seeds[0], name=name, overwrite=overwrite)
     console = Console()
     with (
+        says_how_to_go_on(name, overwrite),
         folder.discarded_on_refusal(),
         board_of(tensorboard, folder.path.name) as board,
         progress_bars(console) as progress,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import typer
 
-__all__ = ["says_when_interrupted"]
+__all__ = ["says_how_to_go_on", "says_when_interrupted"]
 
 _EXIT_CODE = 130
 
@@ -24,3 +24,15 @@ def says_when_interrupted(sentence: str) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\n{sentence}", err=True)
         raise typer.Exit(_EXIT_CODE) from None
+
+
+def says_how_to_go_on(name: str | None, overwrite: bool) -> AbstractContextManager[None]:
+    """Say what Ctrl-C leaves of a run in a run folder, which can be continued where it has a name.
+
+    Args:
+        name: of the run, as it was given.
+        overwrite: whether the command moves an earlier run of this name aside.
+    """
+    if name is None:
+        return says_when_interrupted("stopped; only a run with --name can go on")
+    return says_when_interrupted(f"stopped; the same command {'without --overwrite ' if overwrite else ''}goes on")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ownlet.cli.interrupted import says_how_to_go_on
 from ownlet.cli.options import (
     Columns,
     Context,
@@ -129,6 +130,7 @@ def pretrain(
     folder = RunFolder.create(runs, "pretrain", settings, settings.recipe.seed, name=name, overwrite=overwrite)
     console = Console()
     with (
+        says_how_to_go_on(name, overwrite),
         folder.discarded_on_refusal(),
         board_of(tensorboard, folder.path.name) as board,
         progress_bars(console) as progress,

@@ -50,7 +50,7 @@ def serve(
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for them before giving up.")] = 600.0,
     reply_seconds: Annotated[float, typer.Option(help="How long a round waits for replies.")] = 600.0,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The one port for nodes and for control.")] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The one port for nodes and for control.")] = 8443,
     data: Annotated[
         Path | None,
         typer.Option(

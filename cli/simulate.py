@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ownlet.cli.interrupted import says_when_interrupted
+from ownlet.cli.interrupted import says_how_to_go_on
 from ownlet.cli.options import (
     Columns,
     Core,
@@ -230,7 +230,7 @@ def simulate(
     console = Console()
     status = RunStatus(settings.federation, f"ownlet simulate: {folder.path.name}")
     with (
-        says_when_interrupted(_when_stopped(name, overwrite)),
+        says_how_to_go_on(name, overwrite),
         folder.discarded_on_refusal(),
         _served(status, status_port, registry) as address,
         board_of(tensorboard, folder.path.name) as board,
@@ -240,13 +240,6 @@ def simulate(
             console.print(f"Status: {address}", highlight=False, soft_wrap=True)
         result = run_federated(settings, folder, progress, board, status=status)
     _print_result(console, settings, result)
-
-
-def _when_stopped(name: str | None, overwrite: bool) -> str:
-    """Say what Ctrl-C leaves."""
-    if name is None:
-        return "stopped; only a run with --name can go on"
-    return f"stopped; the same command {'without --overwrite ' if overwrite else ''}goes on"
 
 
 def _served(status: RunStatus, port: int | None, registry: Path | None) -> AbstractContextManager[str | None]:

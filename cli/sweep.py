@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from ownlet.cli.interrupted import says_how_to_go_on
 from ownlet.cli.options import Columns, Core, Data, Name, Overwrite, PublicBefore, Runs, Seed, Threads, use_threads
 from ownlet.cli.settings import Config, Set, read_settings
 
@@ -99,7 +100,7 @@ def sweep(
     )
     folder = RunFolder.create(runs, "sweep", settings, settings.run.federation.seed, name=name, overwrite=overwrite)
     console = Console()
-    with folder.discarded_on_refusal(), progress_bars(console) as progress:
+    with says_how_to_go_on(name, overwrite), folder.discarded_on_refusal(), progress_bars(console) as progress:
         result = run_sweep(settings, folder, progress)
     console.print(_table(result))
     told = f"Tuning budget: {len(result.cells)} runs, judged on public users only. The best of many is a little lucky."

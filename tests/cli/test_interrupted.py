@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from ownlet.cli.interrupted import says_when_interrupted
+from ownlet.cli.interrupted import says_how_to_go_on, says_when_interrupted
 from ownlet.cli.main import build_app
 
 
@@ -24,3 +25,19 @@ def test_an_interrupt_is_a_sentence_and_exit_code_130(raised: BaseException | No
     result = CliRunner().invoke(build_app({"work": _command(raised), "rest": _command(None)}), ["work"])
     assert result.exit_code == code
     assert ("stopped; the same command goes on" in result.output) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite", "told"),
+    [
+        (None, False, "only a run with --name can go on"),
+        ("x", False, "the same command goes on"),
+        ("x", True, "the same command without --overwrite goes on"),
+    ],
+)
+def test_a_run_with_a_name_can_go_on(
+    name: str | None, overwrite: bool, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit), says_how_to_go_on(name, overwrite):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == f"\nstopped; {told}\n"
