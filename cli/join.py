@@ -37,6 +37,13 @@ def join(
     key_file: KeyFile = None,
     budget: Annotated[float, typer.Option(help="Epsilon that each user may ever spend; inf: no limit.")] = 8.0,
     budget_delta: Annotated[float, typer.Option(help="The delta of it; stricter than the run's own 1e-5.")] = 1e-6,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of all nodes' public keys (.pub), from somebody else than the server: take part in secure "
+            "aggregation among these only, and in nothing else."
+        ),
+    ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
@@ -86,6 +93,8 @@ def join(
             device_state=device_state,
             simulated=simulated,
             budget=Budget(epsilon=budget, dp_delta=budget_delta),
+            key=key,
+            peers=peers,
             rank=rank,
             key_file=key_file,
         )

@@ -32,6 +32,7 @@ from ownlet.shared.errors import FederationError
 from ownlet.shared.noise import AesNoise, SimulatedNoise
 from ownlet.shared.secure_sum.coding import quantise
 from ownlet.shared.secure_sum.discrete_gaussian import discrete_gaussian
+from ownlet.shared.secure_sum.vouching import Vouching
 from ownlet.shared.windows import Windows
 from ownlet.shared.wire import (
     PLACE_ACTION,
@@ -206,6 +207,7 @@ def make_client_app(
     on_users: OnUsers | None = None,
     residuals: Residuals | None = None,
     load_account: Callable[[Context], Account] | None = None,
+    vouching: Vouching | None = None,
 ) -> ClientApp:
     """Return the Flower app of a node.
 
@@ -223,6 +225,8 @@ def make_client_app(
         load_account: gives the users' privacy account; every user is then charged before training, one whose budget
             is spent contributes zero, and the same request is answered with the same reply; in a secure sum, once.
             What messages leave out is kept in its folder.
+        vouching: the node's key for secure sums. With ``peers`` it takes part in secure sums among these only, and in
+            nothing else: else a server that wants to see the node's own sum would ask for it without masks.
     """
     app = ClientApp()
 
@@ -249,10 +253,12 @@ def make_client_app(
         _tell(request, paid, "a masked sum")
         return total
 
-    add_secure_sum(app, coded)
+    add_secure_sum(app, coded, vouching)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        if vouching is not None and vouching.peers is not None:
+            raise FederationError("rounds must be secure sums for a node that knows its peers, got one without masks")
         shard = load_shard(context)
         request = asked(message, context, shard)
         if load_account is None:

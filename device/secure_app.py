@@ -5,7 +5,8 @@ a deployed node answers each message in a process of its own. The state is writt
 answer takes the state that only the one before it leaves, so no message is answered twice. A node with ledgers does not
 rely on that alone: its account remembers the sum (``device/account.py``).
 
-An identity is made for a run. Nothing outside of Flower vouches for it: nodes trust the server's roster of identities.
+An identity is made for every sum. A node with a key vouches for its own, and one that knows the keys of the others
+takes part among these only; one without trusts the server's roster of identities.
 """
 
 from __future__ import annotations
@@ -23,34 +24,40 @@ from ownlet.device.agreed_sum import AgreedSum
 from ownlet.shared.secure_sum.keys import new_identity
 from ownlet.shared.secure_sum.messages import Agreement, Inbox, Invite, Roster, Survivors
 from ownlet.shared.secure_sum.purpose import Purpose
+from ownlet.shared.secure_sum.vouching import Vouching
 from ownlet.shared.secure_wire import SECURE_STAGES, from_records, to_records
 
 __all__ = ["add_secure_sum"]
 
 T = TypeVar("T")
 _STATE = "secure-sum"
-_IDENTITY = "secure-identity"
 
 
-def add_secure_sum(app: ClientApp, values_of: Callable[[Message, Context, AgreedSum], NDArray[np.int64]]) -> None:
+def add_secure_sum(
+    app: ClientApp,
+    values_of: Callable[[Message, Context, AgreedSum], NDArray[np.int64]],
+    vouching: Vouching | None = None,
+) -> None:
     """Let a node's app answer the five messages of a secure sum.
 
     Args:
         app: of the node.
         values_of: trains what the third message asks for, if it is for that sum, and returns whole numbers (size,).
             Called only for a message that can be answered, since it may cost budget.
+        vouching: the node's key, and whom it trusts; None trusts the server's roster.
     """
+    known = None if vouching is None else vouching.peers
     advert, shares, masked, confirm, reveal = SECURE_STAGES
 
     @app.query(advert)
     def answer_invite(message: Message, context: Context) -> Message:
-        identity = _identity(context)
-        return _keep(context, message, *protocol.advertise(from_records(Invite, message.content), identity))
+        invite = from_records(Invite, message.content)
+        return _keep(context, message, *protocol.advertise(invite, new_identity(), vouching))
 
     @app.query(shares)
     def answer_roster(message: Message, context: Context) -> Message:
         state = _take(context, protocol.Advertised)
-        return _keep(context, message, *protocol.join(state, from_records(Roster, message.content)))
+        return _keep(context, message, *protocol.join(state, from_records(Roster, message.content), known))
 
     @app.train(masked)
     def answer_inbox(message: Message, context: Context) -> Message:
@@ -69,16 +76,6 @@ def add_secure_sum(app: ClientApp, values_of: Callable[[Message, Context, Agreed
         state = _take(context, protocol.Confirmed)
         revealed = protocol.reveal(state, from_records(Agreement, message.content))
         return Message(to_records(revealed), reply_to=message)
-
-
-def _identity(context: Context) -> bytes:
-    """Return the node's private identity, the same one for a whole run."""
-    known = context.state.get(_IDENTITY)
-    if not isinstance(known, ConfigRecord):
-        known = context.state[_IDENTITY] = ConfigRecord({"private": new_identity()})
-    private = known["private"]
-    assert isinstance(private, bytes)
-    return private
 
 
 def _take(context: Context, kind: type[T]) -> T:

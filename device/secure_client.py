@@ -8,6 +8,7 @@ twice.
 What the client insists on, whatever the server says:
 
 * the terms make sense, its own identity is in the roster, and neighbours signed the keys that the server hands on;
+* where it knows the keys of the others, each identity of the roster is vouched for by another of these;
 * the survivors are at least ``terms.least``, hang together in the graph, and it is one of them;
 * more than half of all clients, and then some for those who may collude, signed the very set of survivors that it
   signed itself: of two different sets at most one can get there;
@@ -56,6 +57,7 @@ from ownlet.shared.secure_sum.messages import (
 )
 from ownlet.shared.secure_sum.shamir import SHARE_BYTES, split_secret
 from ownlet.shared.secure_sum.terms import SumTerms
+from ownlet.shared.secure_sum.vouching import Vouching, check_vouchers
 
 __all__ = [
     "Advertised",
@@ -149,12 +151,13 @@ class Confirmed:
     seed_shares: tuple[bytes, ...]
 
 
-def advertise(invite: Invite, identity: bytes) -> tuple[Advertised, Advert]:
+def advertise(invite: Invite, identity: bytes, vouching: Vouching | None = None) -> tuple[Advertised, Advert]:
     """Make the keys of a session.
 
     Args:
         invite: names the session.
-        identity: the client's private identity, from ``keys.new_identity``.
+        identity: the client's private identity, from ``keys.new_identity``; for this session only.
+        vouching: with which the client says whose the identity is; None leaves that to the server.
     """
     mask_private, channel_private = new_private(), new_private()
     mask_public, channel_public = public_of(mask_private), public_of(channel_private)
@@ -162,17 +165,25 @@ def advertise(invite: Invite, identity: bytes) -> tuple[Advertised, Advert]:
         session=invite.session, identity=identity, mask_private=mask_private, channel_private=channel_private
     )
     signature = sign(identity, SIGNED_ADVERT, invite.session, mask_public, channel_public)
+    public = public_identity(identity)
+    voucher = b"" if vouching is None else vouching.voucher(invite.session, public)
     advert = Advert(
-        identity=public_identity(identity), mask_key=mask_public, channel_key=channel_public, signature=signature
+        identity=public, mask_key=mask_public, channel_key=channel_public, signature=signature, voucher=voucher
     )
     return state, advert
 
 
-def join(state: Advertised, roster: Roster) -> tuple[Joined, Shares]:
+def join(state: Advertised, roster: Roster, known: frozenset[bytes] | None = None) -> tuple[Joined, Shares]:
     """Check the roster, and deal out shares of the mask key and of a new seed for the own mask.
 
+    Args:
+        state: of the client.
+        roster: from the server.
+        known: the keys that may vouch for identities (``Vouching.peers``); None takes the server's word.
+
     Raises:
-        PrivacyError: another session, an identity twice, not the own one, or keys that a neighbour did not sign.
+        PrivacyError: another session, an identity twice or that nobody known vouches for, not the own one, or keys that
+            a neighbour did not sign.
         FederationError: a neighbour's key is not usable.
     """
     _same(state.session, roster.session)
@@ -180,6 +191,8 @@ def join(state: Advertised, roster: Roster) -> tuple[Joined, Shares]:
         raise PrivacyError("identities must be different, got one twice")
     if roster.identities[roster.index] != public_identity(state.identity):
         raise PrivacyError(f"roster must have the own identity in its place, got another at index={roster.index}")
+    if known is not None:
+        check_vouchers(known, state.session, roster.identities, roster.vouchers)
     transcript, terms = roster.transcript, roster.terms
     peers = neighbours_of(terms.num_clients, terms.degree, transcript)[roster.index]
     keys = zip(peers, roster.mask_keys, roster.channel_keys, roster.signatures, strict=True)

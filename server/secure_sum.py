@@ -10,7 +10,7 @@ The protocol is described in ``device/secure_client.py``, the messages in ``shar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ from ownlet.shared.secure_sum.messages import (
 )
 from ownlet.shared.secure_sum.shamir import join_shares
 from ownlet.shared.secure_sum.terms import SumTerms
+from ownlet.shared.secure_sum.vouching import voucher_key
 
 __all__ = ["SecureSum", "SumResult"]
 
@@ -89,7 +90,7 @@ class SecureSum:
         """
         good: dict[int, Advert] = {}
         for name, advert in adverts.items():
-            if problem := self._problem_of(advert, {other.identity for other in good.values()}):
+            if problem := self._problem_of(advert, list(good.values())):
                 self.refused.append(f"advert, client {name}: {problem}")
             else:
                 good[name] = advert
@@ -100,15 +101,20 @@ class SecureSum:
         self._neighbours = neighbours_of(self._terms.num_clients, self._terms.degree, self._transcript)
         return {name: self._roster(index, self._neighbours[index]) for index, name in enumerate(good)}
 
-    def _problem_of(self, advert: Advert, known: set[bytes]) -> str | None:
+    def _problem_of(self, advert: Advert, others: Sequence[Advert]) -> str | None:
         keys = (advert.mask_key, advert.channel_key)
-        if advert.identity in known:
+        if advert.identity in {other.identity for other in others}:
             return "its identity must be its own"
+        if advert.voucher:  # clients check it, too; one that is wrong shall cost its sender, not the sum
+            point = voucher_key(advert.voucher, self._session, advert.identity)
+            if point is None or any(other.voucher.startswith(point) for other in others):
+                return "the key that vouches for it must be its own"
         if not is_signed(advert.identity, advert.signature, SIGNED_ADVERT, self._session, *keys):
             return "its keys must be signed by its identity"
         return None if all(is_usable(key) for key in keys) else "its keys must be points of large order"
 
     def _roster(self, index: int, peers: tuple[int, ...]) -> Roster:
+        vouchers = tuple(advert.voucher for advert in self._adverts)
         shown = [self._adverts[peer] for peer in peers] or [self._adverts[0]] * self._terms.degree
         return Roster(
             session=self._session,
@@ -119,6 +125,7 @@ class SecureSum:
             mask_keys=tuple(advert.mask_key for advert in shown),
             channel_keys=tuple(advert.channel_key for advert in shown),
             signatures=tuple(advert.signature for advert in shown),
+            vouchers=vouchers if any(vouchers) else (),
         )
 
     def inboxes(self, shares: Mapping[int, Shares]) -> dict[int, Inbox]:

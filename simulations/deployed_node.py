@@ -28,6 +28,7 @@ from ownlet.shared.config import WindowConfig
 from ownlet.shared.errors import DataError, FederationError
 from ownlet.shared.ranks import low_rank_spec, rank_of_node
 from ownlet.shared.seal import read_key
+from ownlet.shared.secure_sum.vouching import read_vouching
 from ownlet.shared.store import write_atomic
 from ownlet.shared.windows import Windows
 from ownlet.simulations.supernode_log import tell_into_log
@@ -53,6 +54,8 @@ class NodeSettings:
         device_state: the device's state folder, as ``Personalizer`` keeps it.
         key_file: holds the key that this folder was made with; None where it was made without.
         simulated: the users are simulated, so the server may choose their randomness.
+        key: the node's private key, which vouches for it in secure sums; None for a device with a bundle.
+        peers: folder of all nodes' public keys, where the node takes part in secure sums among these only.
         rank: that the node trains; None takes what the run has for its partition.
         budget: of each user, or of the device.
     """
@@ -63,6 +66,8 @@ class NodeSettings:
     bundle: Path | None = None
     device_state: Path | None = None
     key_file: Path | None = None
+    key: Path | None = None
+    peers: Path | None = None
     simulated: bool = False
     rank: int | None = None
     budget: Budget = field(default_factory=Budget)
@@ -87,7 +92,7 @@ class NodeSettings:
             raise DataError(f"settings of a node must be readable, got {path}: {error}") from error
 
 
-_PATHS = ("state", "base", "store", "bundle", "device_state", "key_file")
+_PATHS = ("state", "base", "store", "bundle", "device_state", "key_file", "key", "peers")
 
 
 class NodeShard:
@@ -131,6 +136,7 @@ def make_node_app(settings: NodeSettings) -> ClientApp:
         load_shard,
         simulated=settings.simulated,
         load_account=lambda context: Account(settings.state, settings.budget),
+        vouching=None if settings.key is None else read_vouching(settings.key, settings.peers),
     )
 
 

@@ -19,6 +19,7 @@ from ownlet.shared.base import save_base_weights
 from ownlet.shared.errors import ConfigError, StateBusyError, StateError, require
 from ownlet.shared.filelock import take_lock
 from ownlet.shared.flower_process import end_flower, free_port, new_lines, start_flower
+from ownlet.shared.secure_sum.vouching import read_vouching
 from ownlet.shared.wire import Place
 from ownlet.simulations.deployed_node import NODE_VARIABLE, NodeSettings
 from ownlet.simulations.node_data import write_node_store
@@ -121,13 +122,16 @@ def prepare_node(
     device_state: Path | None,
     simulated: bool,
     budget: Budget,
+    key: Path | None = None,
+    peers: Path | None = None,
     rank: int | None = None,
     key_file: Path | None = None,
 ) -> str:
     """Write what the node's processes read into its folder, which is held, and say in words what it hosts.
 
     Raises:
-        ConfigError: neither users nor a device, or both; or a rank for a device, or a key for anything else.
+        ConfigError: neither users nor a device, or both; a rank or peers for a device, a key file for anything else;
+            or keys that cannot vouch.
         DataError: base or data cannot be read, or there is nobody.
     """
     require(
@@ -146,19 +150,33 @@ def prepare_node(
     )
     if is_device:
         require(not simulated, "simulated must not be set for a device", simulated=simulated)
+        require(peers is None, "peers must not be set for a device, which takes no part in secure sums", peers=peers)
         require(rank is None, "rank must not be set for a device, whose bundle trains its own", rank=rank)
         settings = NodeSettings(state=state, bundle=bundle, device_state=device_state, key_file=key_file, budget=budget)
         told = f"hosts a device, user {place.partition} of {place.num_partitions}"
     else:
         assert base is not None
         require(key_file is None, "key_file must be given for a device only", key_file=key_file)
+        if key is not None:
+            read_vouching(key, peers)
         weights, store = state / "base.safetensors", state / "store"
         save_base_weights(weights, load_base(base))
         left = Account(state, budget).residuals
         hosted, population = write_node_store(store, base, data, place, simulated=simulated, residuals=left)
-        settings = NodeSettings(state=state, base=weights, store=store, simulated=simulated, rank=rank, budget=budget)
+        settings = NodeSettings(
+            state=state,
+            base=weights,
+            store=store,
+            key=key,
+            peers=peers,
+            simulated=simulated,
+            rank=rank,
+            budget=budget,
+        )
         part = f"partition {place.partition} of {place.num_partitions}"
         told = f"hosts {hosted} users, {part}; users are numbered below {population}"
+        if peers is not None:
+            told += f"; takes part in secure sums among the {len(list(peers.glob('*.pub')))} keys of {peers} only"
         if simulated:
             told += "; SIMULATED: the server may choose their randomness"
     settings.save(state / "node.json")

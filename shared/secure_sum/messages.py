@@ -22,6 +22,7 @@ from ownlet.shared.errors import require
 from ownlet.shared.secure_sum.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES
 from ownlet.shared.secure_sum.shamir import SHARE_BYTES
 from ownlet.shared.secure_sum.terms import SumTerms
+from ownlet.shared.secure_sum.vouching import VOUCHER_BYTES
 
 __all__ = [
     "DIGEST_BYTES",
@@ -67,16 +68,24 @@ class Invite:
 
 @dataclass(frozen=True, kw_only=True)
 class Advert:
-    """A client's public keys; the signature is over session, mask key and channel key."""
+    """A client's public keys.
+
+    Args:
+        identity, mask_key, channel_key: the keys.
+        signature: of the identity over session, mask key and channel key.
+        voucher: says whose the identity is (``vouching``), or is empty.
+    """
 
     identity: bytes
     mask_key: bytes
     channel_key: bytes
     signature: bytes
+    voucher: bytes = b""
 
     def __post_init__(self) -> None:
         _lengths("keys", (self.identity, self.mask_key, self.channel_key), KEY_BYTES)
         _lengths("signature", (self.signature,), SIGNATURE_BYTES)
+        _lengths("voucher", (self.voucher,) if self.voucher else (), VOUCHER_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,7 @@ class Roster:
         identities: n identities in order.
         index: the reader's number.
         mask_keys, channel_keys, signatures: from the adverts of the reader's neighbours, in their order.
+        vouchers: of all identities, in order, empty for a client that gave none; none at all where no client did.
     """
 
     session: bytes
@@ -100,9 +110,12 @@ class Roster:
     mask_keys: tuple[bytes, ...]
     channel_keys: tuple[bytes, ...]
     signatures: tuple[bytes, ...]
+    vouchers: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         _lengths("session", (self.session,), KEY_BYTES)
+        _lengths("vouchers", tuple(filter(None, self.vouchers)), VOUCHER_BYTES)
+        require(len(self.vouchers) in (0, len(self.identities)), "vouchers must be for all", count=len(self.vouchers))
         _lengths("identities", self.identities, KEY_BYTES, self.terms.num_clients)
         _lengths("keys", self.mask_keys + self.channel_keys, KEY_BYTES, 2 * self.terms.degree)
         _lengths("signatures", self.signatures, SIGNATURE_BYTES, self.terms.degree)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ownlet.device.ledger import Ledger
+from ownlet.server.certificates import NODES_FOLDER
 from ownlet.server.cohorts import draw_cohort
 from ownlet.server.deployment import Deployment
 from ownlet.server.publication import PUBLICATION_FILE, read_publication
@@ -22,7 +23,7 @@ def test_three_nodes_add_up_in_secret_and_every_user_is_charged_once_per_round(p
     status_port = free_port()
     server = place.serve("--rounds", 2, "--nodes", 3, "--secure-aggregation", "--status-port", status_port)
     for number in range(3):
-        place.join(number, "--partitions", 3)
+        place.join(number, "--partitions", 3, "--peers", place.certs / NODES_FOLDER)  # each vouches for its own
     server.wait_for(r"round 1 of 2")
     with urllib.request.urlopen(f"http://127.0.0.1:{status_port}/metrics", timeout=60) as answer:
         assert "\nownlet_round 1\n" in answer.read().decode()

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from ownlet.device.client import make_client_app
 from ownlet.server.checkpoint import load_checkpoint
 from ownlet.server.cohorts import draw_cohort
 from ownlet.server.secure_rounds import ask_securely
@@ -19,7 +21,9 @@ from ownlet.shared.config import FederationConfig, Plan
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.privacy import compose_events, epsilon, user_level_event, user_turns_event, window_level_event
 from ownlet.shared.secure_config import SecureConfig
+from ownlet.shared.secure_sum.vouching import Vouching
 from ownlet.shared.wire import TrainRequest
+from ownlet.simulations.grid import InProcessGrid
 
 SECURE = SecureConfig(enabled=True, dropout=0.3, colluding=0.0)
 PRIVATE = FederationConfig(rounds=3, cohort_rate=0.9, clip_norm=0.15, noise_multiplier=1.0, seed=3, secure=SECURE)
@@ -48,6 +52,13 @@ def test_window_level_noise_goes_through_the_sum_as_it_is(world: Any) -> None:
     np.testing.assert_allclose(masked.vector, open_.vector, atol=1e-5)
     assert masked.epsilon == open_.epsilon == epsilon(window_level_event(plan, 3), 1e-5)
     assert masked.rounds[0].noise_multiplier is None
+
+
+def test_a_node_that_knows_its_peers_gives_its_sum_to_nobody_without_masks(world: Any) -> None:
+    knows = Vouching(key=ec.generate_private_key(ec.SECP384R1()), peers=frozenset())
+    app = make_client_app(lambda context: world.shard(), simulated=True, vouching=knows)
+    (record,) = world.run(replace(NOISELESS, rounds=1, secure=OPEN), grid=InProcessGrid(app, 2)).rounds
+    assert (record.void, record.num_admitted, len(record.rejected)) == (True, 0, 2)
 
 
 class Dropping:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from numpy.typing import NDArray
 
 from ownlet.device import secure_client as client
@@ -17,6 +19,7 @@ from ownlet.shared.errors import ConfigError, FederationError, PrivacyError
 from ownlet.shared.secure_sum import keys
 from ownlet.shared.secure_sum.messages import SIGNED_ADVERT, SIGNED_SURVIVORS, Agreement, Inbox, Survivors, bitmap_of
 from ownlet.shared.secure_sum.terms import SumTerms, choose_terms
+from ownlet.shared.secure_sum.vouching import Vouching
 
 SIZE = 23
 
@@ -36,8 +39,12 @@ class Run:
     lost: dict[str, Collection[int]] = field(default_factory=dict)
     tamper: Callable[[str, dict[int, Any]], dict[int, Any]] = same
     make_terms: Callable[[int], tuple[SumTerms, bytes]] | None = None
+    vouching: dict[int, Vouching] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     refusals: dict[int, Exception] = field(default_factory=dict)
+
+    def known(self, name: int) -> frozenset[bytes] | None:
+        return self.vouching[name].peers if name in self.vouching else None
 
     def values(self, name: int) -> NDArray[np.int64]:
         limit = 2 ** (self.bits - 1)
@@ -50,11 +57,11 @@ class Run:
     def sum(self) -> SumResult:
         self.server = server = SecureSum(self.make_terms or self.terms)
         self.identities = identities = {name: keys.new_identity() for name in range(self.num_clients)}
-        invites = dict.fromkeys(range(self.num_clients), server.invite())
-        adverts = self.ask("advert", invites, lambda name, got: client.advertise(got, identities[name]))
+        invites, vouching = dict.fromkeys(range(self.num_clients), server.invite()), self.vouching.get
+        adverts = self.ask("advert", invites, lambda name, got: client.advertise(got, identities[name], vouching(name)))
         rosters = self.tamper("roster", server.rosters(adverts))
         self.index = {name: roster.index for name, roster in rosters.items()}
-        shares = self.ask("shares", rosters, lambda name, got: client.join(self.states[name], got))
+        shares = self.ask("shares", rosters, lambda name, got: client.join(self.states[name], got, self.known(name)))
         inboxes = self.named(server.inboxes(self.numbered(shares)))
         masked = self.ask("masked", inboxes, self.masked)
         calls = self.named(server.survivors(self.numbered(masked)))
@@ -256,6 +263,57 @@ def test_an_identity_that_comes_twice_and_a_useless_key_are_left_out():
     )
     assert sorted(server.rosters(adverts)) == [0, 1, 2, 7]
     assert ["identity must be its own" in server.refused[0], "large order" in server.refused[1]] == [True, True]
+
+
+@pytest.fixture(scope="module")
+def vouching() -> dict[int, Vouching]:
+    """The keys of six clients that know each other."""
+    made = {name: ec.generate_private_key(ec.SECP384R1()) for name in range(6)}
+    form = (serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
+    peers = frozenset(key.public_key().public_bytes(*form) for key in made.values())
+    return {name: Vouching(key=key, peers=peers) for name, key in made.items()}
+
+
+def test_clients_that_vouch_for_their_identities_add_up_as_others_do(vouching: dict[int, Vouching]):
+    run = Run(6, vouching=vouching, lost={"masked": (3,)})
+    assert run.sum().total.tolist() == run.plain_sum({0, 1, 2, 4, 5})
+
+
+def test_clients_that_know_each_other_give_nothing_where_the_server_invents_one(vouching: dict[int, Vouching]):
+    run = Run(7, vouching=vouching)  # nobody vouches for the seventh
+    with pytest.raises(FederationError, match="clients that sent shares, got 1"):
+        run.sum()
+    assert set(run.refusals) == set(range(6))
+    assert all("vouched for by keys among the peers" in str(error) for error in run.refusals.values())
+
+
+def test_clients_that_know_each_other_refuse_an_identity_that_the_server_put_in_anothers_place(
+    vouching: dict[int, Vouching],
+):
+    def in_the_middle(stage: str, messages: dict[int, Any]) -> dict[int, Any]:
+        if stage != "roster":
+            return messages
+        index, own = messages[2].index, keys.public_identity(keys.new_identity())
+        changed = {}
+        for name, roster in messages.items():
+            identities = list(roster.identities)
+            identities[index] = roster.identities[index] if name == 2 else own
+            changed[name] = replace(roster, identities=tuple(identities))
+        return changed
+
+    run = Run(6, vouching=vouching, tamper=in_the_middle)
+    with pytest.raises(FederationError, match="clients that sent shares, got 1"):
+        run.sum()
+    assert all("got another for index=2" in str(error) for error in run.refusals.values())
+
+
+def test_a_voucher_that_is_wrong_or_of_a_key_that_vouched_already_costs_only_its_sender(vouching: dict[int, Vouching]):
+    run = Run(6, vouching=vouching, tamper=change("advert", lambda advert: replace(advert, voucher=bytes(145))))
+    assert run.sum().total.tolist() == run.plain_sum(range(1, 6))
+    assert run.server.refused == ["advert, client 0: the key that vouches for it must be its own"]
+    run = Run(6, vouching={**vouching, 5: vouching[4]})
+    assert run.sum().total.tolist() == run.plain_sum(range(5))
+    assert run.server.refused == ["advert, client 5: the key that vouches for it must be its own"]
 
 
 def test_a_vector_of_another_length_is_a_dropout():
