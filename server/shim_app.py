@@ -13,12 +13,22 @@ from pathlib import Path
 
 from ownlet.shared.store import write_atomic
 
-__all__ = ["CLIENT_APP", "SERVER_APP", "write_shim_app"]
+__all__ = ["APP_FILES", "COMPONENTS", "write_shim_app"]
 
 _PACKAGE = "ownlet_deployed"
 
-SERVER_APP = "from ownlet.simulations.deployed_server import server_app\n\napp = server_app()\n"
-CLIENT_APP = "from ownlet.simulations.deployed_node import node_app\n\napp = node_app()\n"
+_SERVER_APP = "from ownlet.simulations.deployed_server import server_app\n\napp = server_app()\n"
+_CLIENT_APP = "from ownlet.simulations.deployed_node import node_app\n\napp = node_app()\n"
+
+APP_FILES = {
+    f"{_PACKAGE}/__init__.py": "",
+    f"{_PACKAGE}/server.py": _SERVER_APP,
+    f"{_PACKAGE}/client.py": _CLIENT_APP,
+}
+"""The files of the app but its settings: name -> text. Nodes run nothing else (``simulations/supernode.py``)."""
+
+COMPONENTS = {"serverapp": f"{_PACKAGE}.server:app", "clientapp": f"{_PACKAGE}.client:app"}
+"""What of it Flower starts."""
 
 _PROJECT = """[build-system]
 requires = ["setuptools"]
@@ -37,36 +47,23 @@ publisher = "ownlet"
 fab-include = ["{package}/*.py"]
 
 [tool.flwr.app.components]
-serverapp = "{package}.server:app"
-clientapp = "{package}.client:app"
+serverapp = "{serverapp}"
+clientapp = "{clientapp}"
 
 [tool.flwr.app.config]
 """
 
 
-def write_shim_app(
-    folder: Path,
-    run_config: Mapping[str, str | int],
-    *,
-    server_app: str = SERVER_APP,
-    client_app: str = CLIENT_APP,
-) -> None:
+def write_shim_app(folder: Path, run_config: Mapping[str, str | int]) -> None:
     """Write the app.
 
     Args:
         folder: made if it is missing.
         run_config: what nodes read of the run; public.
-        server_app: content of the server's file; Flower wants a plain assignment to ``app``.
-        client_app: content of the nodes' file.
     """
     version = importlib.metadata.version("ownlet").split("+")[0]
-    project = _PROJECT.format(version=version, flwr=importlib.metadata.version("flwr"), package=_PACKAGE)
+    flwr = importlib.metadata.version("flwr")
+    project = _PROJECT.format(version=version, flwr=flwr, package=_PACKAGE, **COMPONENTS)
     project += "".join(f"{key} = {json.dumps(value)}\n" for key, value in run_config.items())  # of TOML, too
-    files = {
-        "pyproject.toml": project,
-        f"{_PACKAGE}/__init__.py": "",
-        f"{_PACKAGE}/server.py": server_app,
-        f"{_PACKAGE}/client.py": client_app,
-    }
-    for name, content in files.items():
+    for name, content in {"pyproject.toml": project, **APP_FILES}.items():
         write_atomic(folder / name, content.encode())

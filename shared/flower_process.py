@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import ownlet.shared.quiet
@@ -35,7 +35,7 @@ def start_flower(
     """Start one of Flower's console programs.
 
     Args:
-        program: its name, such as ``flower-superlink``.
+        program: its name, such as ``flower-superlink``, or ``module:function`` of one that changes it first.
         arguments: of the program.
         home: its ``FLWR_HOME`` and working folder: away from any repository, since Flower's processes import from it.
         log: file that gets what it prints.
@@ -124,7 +124,10 @@ def _watch(parent: int) -> None:
 
 def _become(parent: int, program: str, arguments: Sequence[str]) -> None:
     """Run a console program of Flower in this process until it ends, or its parent does."""
-    found = importlib.metadata.entry_points(group="console_scripts", name=program)
+    group = "console_scripts"
+    found: Collection[importlib.metadata.EntryPoint] = importlib.metadata.entry_points(group=group, name=program)
+    if ":" in program:
+        found = [importlib.metadata.EntryPoint(program, program, group)]
     if not found:
         raise FederationError(f"flwr must be installed with its programs, got no {program}")
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()

@@ -230,7 +230,7 @@ def _run_supernode(state: Path, place: Place, connection: Connection, teller: Su
     told = log.stat().st_size if log.exists() else 0
     began = told
     node = start_flower(
-        "flower-supernode",
+        "ownlet.simulations.supernode:main",
         arguments,
         home=state / "flower",
         log=log,
