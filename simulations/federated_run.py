@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ from ownlet.simulations.board import Board
 from ownlet.simulations.cross_covariance import CrossCovarianceEngine, cross_covariance_applies
 from ownlet.simulations.curves import CURVES_FILE, draw_panels, panels_of_rows
 from ownlet.simulations.evaluate import mean_ndcg, model_ranks, public_quality
-from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store
+from ownlet.simulations.fleet import Fleet, fleet_of_data, fleet_of_store, window_advice
 from ownlet.simulations.line_search import chosen_length
 from ownlet.simulations.pretrain import load_base, load_catalogue
 from ownlet.simulations.progress import Progress
@@ -57,6 +58,8 @@ __all__ = [
     "make_engine",
     "run_federated",
 ]
+
+_log = logging.getLogger(__name__)
 
 EngineName = Literal["cohort", "opacus", "executorch"]
 GridName = Literal["in-process", "ray"]
@@ -188,6 +191,8 @@ def run_federated(
     started = time.monotonic()
     fleet, model, spec = load_parts(config)
     _check_negatives(config.federation.plan, model)
+    if advice := window_advice(fleet.store, config.federation.windows, model.max_length):
+        _log.warning(advice)
     start = start_adapter(
         config.adapter,
         config.compression,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ownlet.shared.config import WindowConfig
 from ownlet.shared.context import ContextField
 from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.interactions import History, Item
@@ -19,7 +20,7 @@ from ownlet.simulations.evaluate import Cases, all_positions
 from ownlet.simulations.setting import DataConfig, last_event_cases, prepare
 from ownlet.simulations.store import EventStore
 
-__all__ = ["Fleet", "fleet_of_data", "fleet_of_store"]
+__all__ = ["Fleet", "fleet_of_data", "fleet_of_store", "window_advice"]
 
 _PUBLIC_POSITIONS = 5  # of each public user of a store, its last ones
 
@@ -107,3 +108,23 @@ def _histories(store: EventStore, users: NDArray[np.int64]) -> list[NDArray[np.i
     """Return the histories that have an event to ask for and one before it."""
     histories = [store.history(int(user)) for user in users]
     return [history for history in histories if len(history) >= 2]
+
+
+def window_advice(store: EventStore, windows: WindowConfig, max_length: int) -> str | None:
+    """Say where windows are shorter than what the base reads, though most histories are longer than both.
+
+    What stands first in a window is asked without the history before it, so short windows teach an adapter to do
+    without (docs/quality.md, MovieLens 1M).
+
+    Args:
+        store: of the devices.
+        windows: how histories are cut.
+        max_length: events that the base reads.
+    """
+    median = float(np.median(np.diff(store.offsets)))
+    if windows.row_length >= max_length or median <= max_length:
+        return None
+    return (
+        f"windows hold {windows.row_length} events, the base reads {max_length}, and half of the histories have more "
+        f"than {median:g}: --window-length {max_length} may do better"
+    )
