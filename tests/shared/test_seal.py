@@ -51,7 +51,7 @@ def test_what_was_sealed_opens_to_the_same_bytes(plain: bytes):
     seal = Seal(Keys.of(KEY).state)
     sealed = seal.seal(plain, b"history")
     assert len(sealed) == len(plain) + 28
-    assert plain == b"" or plain not in sealed
+    assert len(plain) < 8 or plain not in sealed  # a byte is among 28 random ones often enough
     assert seal.open(sealed, b"history") == plain
 
 
