@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ownlet.shared.quiet
@@ -125,14 +125,14 @@ def _watch(parent: int) -> None:
 def _become(parent: int, program: str, arguments: Sequence[str]) -> None:
     """Run a console program of Flower in this process until it ends, or its parent does."""
     group = "console_scripts"
-    found: Collection[importlib.metadata.EntryPoint] = importlib.metadata.entry_points(group=group, name=program)
     if ":" in program:
-        found = [importlib.metadata.EntryPoint(program, program, group)]
-    if not found:
+        entry = importlib.metadata.EntryPoint(program, program, group)
+    elif found := importlib.metadata.entry_points(group=group, name=program):
+        (entry,) = found
+    else:
         raise FederationError(f"flwr must be installed with its programs, got no {program}")
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     sys.argv = [program, *arguments]
-    (entry,) = found
     sys.exit(entry.load()())
 
 

@@ -136,10 +136,7 @@ def _ranks(scorer: Scorer, cases: Cases, candidates: NDArray[np.bool_] | None) -
 
 def _of_users(cases: Cases, users: NDArray[np.int64]) -> Cases:
     assert cases.users is not None
-    rows = np.flatnonzero(np.isin(cases.users, users))
-    return Cases(
-        histories=tuple(cases.histories[row] for row in rows), targets=cases.targets[rows], users=cases.users[rows]
-    )
+    return cases.at(np.flatnonzero(np.isin(cases.users, users)))
 
 
 def _last_events(histories: Sequence[History]) -> Cases:

@@ -185,7 +185,7 @@ def no_worse_on_public(
     of_case = np.array(domains, dtype=object)
 
     def publishable(domain: str, vector: Vector) -> bool:
-        mine = _select(cases, np.flatnonzero(of_case == domain))
+        mine = cases.at(np.flatnonzero(of_case == domain))
         if not len(mine):
             return False
         return mean_ndcg(model, mine, spec=spec, vector=vector) >= mean_ndcg(model, mine, spec=spec, vector=shared)
@@ -211,11 +211,3 @@ def _column(data: Interactions, column: str) -> NDArray[np.generic]:
     if column not in data.context:
         raise ConfigError(f"domain must be a column of the data, got {column!r} of {sorted(data.context)}")
     return data.context[column]
-
-
-def _select(cases: Cases, rows: NDArray[np.int64]) -> Cases:
-    return Cases(
-        histories=tuple(cases.histories[row] for row in rows),
-        targets=cases.targets[rows],
-        context=None if cases.context is None else tuple(cases.context[row] for row in rows),
-    )

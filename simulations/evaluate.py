@@ -59,6 +59,15 @@ class Cases:
     def __len__(self) -> int:
         return len(self.histories)
 
+    def at(self, rows: NDArray[np.int64]) -> Cases:
+        """Return some of the cases, in the order of ``rows``."""
+        return Cases(
+            histories=tuple(self.histories[row] for row in rows),
+            targets=self.targets[rows],
+            users=None if self.users is None else self.users[rows],
+            context=None if self.context is None else tuple(self.context[row] for row in rows),
+        )
+
 
 def positions(lengths: Sequence[int], *, last: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
     """Return history and position of every event that has one before it.

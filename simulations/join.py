@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import load_pem_x509_certificate
 
 from ownlet.device.account import Account
@@ -19,7 +18,7 @@ from ownlet.shared.base import save_base_weights
 from ownlet.shared.errors import ConfigError, StateBusyError, StateError, require
 from ownlet.shared.filelock import take_lock
 from ownlet.shared.flower_process import end_flower, free_port, new_lines, start_flower
-from ownlet.shared.secure_sum.vouching import read_vouching
+from ownlet.shared.secure_sum.vouching import read_node_key, read_vouching
 from ownlet.shared.wire import Place
 from ownlet.simulations.deployed_node import NODE_VARIABLE, NodeSettings
 from ownlet.simulations.node_data import write_node_store
@@ -62,12 +61,7 @@ class Connection:
             load_pem_x509_certificate(self.ca.read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"certs must hold the CA's certificate, got {self.ca}: {error}") from error
-        try:
-            serialization.load_ssh_private_key(self.key.read_bytes(), password=None)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"key must be an OpenSSH private key without password, got {self.key}: {error}"
-            ) from error
+        read_node_key(self.key)
 
     def is_reachable(self) -> bool:
         """Say whether the server answers by TLS, with a certificate that holds.

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 
 from ownlet.shared.config import MethodName
 from ownlet.shared.metrics import Metric, paired_difference, summarise
-from ownlet.simulations.evaluate import Cases
 from ownlet.simulations.progress import Progress
-from ownlet.simulations.quality_config import QualityConfig, QualityData, check_settings, setting_of, tested_devices
+from ownlet.simulations.quality_config import QualityConfig, QualityData, check_settings
 from ownlet.simulations.quality_parts import (
     Federated,
     Unfederated,
@@ -35,6 +34,7 @@ from ownlet.simulations.quality_parts import (
     make_base,
     run_federated_part,
     run_unfederated_part,
+    test_cases,
 )
 from ownlet.simulations.quality_tuning import Tuned, make_rehearsal_base, tune
 from ownlet.simulations.segments import FloorRow, activity_segments, check_floor
@@ -215,11 +215,11 @@ def kept_share(result: DataResult, method: MethodName, epsilon: float) -> float:
 
 def activity_floor(result: DataResult, method: MethodName, epsilon: float) -> tuple[FloorRow, ...]:
     """Compare ``federated+personal`` with ``federated`` by thirds of activity: personal must not harm any."""
-    devices, test = tested_devices(result.data), setting_of(result.data).test
-    cases = Cases(histories=tuple(test.histories[at] for at in devices), targets=test.targets[devices])
     ranks = result.ranks(method, epsilon)
     name = f"{method}, ε {epsilon_label(epsilon)}: personal on federated"
-    return check_floor(ranks["federated"], {name: ranks["federated+personal"]}, activity_segments(cases))
+    return check_floor(
+        ranks["federated"], {name: ranks["federated+personal"]}, activity_segments(test_cases(result.data))
+    )
 
 
 def _plain(metric: Metric) -> dict[str, float]:

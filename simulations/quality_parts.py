@@ -163,8 +163,7 @@ def run_unfederated_part(
 
 def test_cases(data: QualityData) -> Cases:
     """Return the questions that results are measured by."""
-    test, devices = setting_of(data).test, tested_devices(data)
-    return Cases(histories=tuple(test.histories[device] for device in devices), targets=test.targets[devices])
+    return setting_of(data).test.at(tested_devices(data))
 
 
 def base_path(folder: Path, data: QualityData, seed: int) -> Path:

@@ -22,10 +22,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import SSHPrivateKeyTypes
 
 from ownlet.shared.errors import ConfigError, PrivacyError
 
-__all__ = ["VOUCHER_BYTES", "Vouching", "check_vouchers", "read_vouching", "voucher_key"]
+__all__ = ["VOUCHER_BYTES", "Vouching", "check_vouchers", "read_node_key", "read_vouching", "voucher_key"]
 
 _HALF = 48
 _POINT = 1 + _HALF
@@ -52,6 +53,18 @@ class Vouching:
         return _point(self.key.public_key()) + r.to_bytes(_HALF, "big") + s.to_bytes(_HALF, "big")
 
 
+def read_node_key(path: Path) -> SSHPrivateKeyTypes:
+    """Read a node's private key, of any kind.
+
+    Raises:
+        ConfigError: not an OpenSSH file without password.
+    """
+    try:
+        return serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"key must be an OpenSSH private key without password, got {path}: {error}") from error
+
+
 def read_vouching(key: Path, peers: Path | None) -> Vouching | None:
     """Read a node's key, and the public keys of all nodes; None without peers where the key is of another curve.
 
@@ -62,10 +75,7 @@ def read_vouching(key: Path, peers: Path | None) -> Vouching | None:
     Raises:
         ConfigError: one cannot be read, is not of P-384, or the own one is not among the peers.
     """
-    try:
-        own = serialization.load_ssh_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"key must be an OpenSSH private key without password, got {key}: {error}") from error
+    own = read_node_key(key)
     if not isinstance(own, ec.EllipticCurvePrivateKey) or not isinstance(own.curve, _CURVE):
         if peers is None:
             return None  # Flower takes other curves, too

@@ -25,11 +25,11 @@ from scipy.special import logsumexp  # type: ignore[import-untyped]
 from ownlet.shared.config import ModelConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.interactions import History
-from ownlet.shared.metrics import hr
+from ownlet.shared.metrics import hr, ranks
 from ownlet.shared.recommender import Recommender
-from ownlet.simulations.evaluate import Cases, model_ranks, model_scores
+from ownlet.simulations.evaluate import Cases, model_scores
 from ownlet.simulations.pretrain import PretrainConfig, load_base, pretrain
-from ownlet.simulations.setting import DataConfig, prepare
+from ownlet.simulations.setting import DataConfig, last_event_cases, prepare
 
 __all__ = ["Fit", "fit_of", "last_events"]
 
@@ -55,9 +55,10 @@ class Fit:
 
 def fit_of(model: Recommender, cases: Cases) -> Fit:
     """Measure a base, in eval mode, on some questions; takes 8 bytes per question and item."""
-    scores = np.empty((len(cases), model.num_items))
+    every = np.empty((len(cases), 1 + model.num_items))
     for rows, found in model_scores(model, cases):
-        scores[rows] = found[:, 1:]
+        every[rows] = found
+    scores = every[:, 1:]
 
     def log_likelihood(temperature: float) -> float:
         scaled = scores / temperature
@@ -68,21 +69,20 @@ def fit_of(model: Recommender, cases: Cases) -> Fit:
         lambda log: -log_likelihood(math.exp(log)), bounds=(math.log(_COLDEST), math.log(_HOTTEST)), method="bounded"
     )
     return Fit(
-        hr10=float(hr(model_ranks(model, cases), 10).mean()),
+        hr10=float(hr(ranks(every, cases.targets, cases.histories), 10).mean()),
         log_likelihood=log_likelihood(1.0),
         temperature=math.exp(best.x),
         log_likelihood_there=-float(best.fun),
     )
 
 
-def last_events(histories: Sequence[History], most: int, seed: int = 0) -> Cases:
+def last_events(histories: Sequence[History], most: int) -> Cases:
     """Ask for the last event of each history, or of ``most`` of those that have two or more, drawn evenly."""
-    longer = [history for history in histories if len(history) > 1]
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(longer))[:most])
-    return Cases(
-        histories=tuple(longer[at][:-1] for at in chosen),
-        targets=np.array([longer[at][-1] for at in chosen], np.int64),
-    )
+    return _some(last_event_cases([history for history in histories if len(history) > 1]), most)
+
+
+def _some(cases: Cases, most: int) -> Cases:
+    return cases.at(np.sort(np.random.default_rng(0).permutation(len(cases))[:most]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,19 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         model = load_base(options.base)
     table = Table("last events of", "users", "HR@10", "log-likelihood", "best temperature", "log-likelihood there")
-    asked = {"users that trained the base": setting.public, "devices": _whole(setting.test)}
-    for name, histories in asked.items():
-        cases = last_events(histories, options.users)
+    public, devices = last_events(setting.public, options.users), _some(setting.test, options.users)
+    for name, cases in {"users that trained the base": public, "devices": devices}.items():
         fit = fit_of(model, cases)
         told = [f"{fit.hr10:.3f}", f"{fit.log_likelihood:.2f}", f"{fit.temperature:.2f}"]
         table.add_row(name, f"{len(cases):,}", *told, f"{fit.log_likelihood_there:.2f}")
     console.print(table)
     console.print(f"guessing evenly among {model.num_items:,} items: {-math.log(model.num_items):.2f}", highlight=False)
-
-
-def _whole(cases: Cases) -> list[History]:
-    """Return histories with their answers behind them."""
-    return [np.append(history, target) for history, target in zip(cases.histories, cases.targets, strict=True)]
 
 
 if __name__ == "__main__":

@@ -118,8 +118,7 @@ def setting_of(data: DataConfig) -> Setting:
     setting = prepare(data)
     cases = setting.validation
     kept = np.linspace(0, len(cases) - 1, min(_JUDGED, len(cases))).astype(np.int64)
-    thinned = Cases(histories=tuple(cases.histories[at] for at in kept), targets=cases.targets[kept])
-    return replace(setting, validation=thinned)
+    return replace(setting, validation=cases.at(kept))
 
 
 def _test(setting: Setting) -> Cases:
