@@ -50,7 +50,7 @@ bench-device: install  ## latency, size and memory of the device program, ledger
 DATA := $(or $(OWNLET_DATA),../shared/data)
 bench-quality: install  ## methods x epsilons x stages, hours on real data, resumable; writes bench/quality.json, .md, .png
 	$(BIN)/ownlet bench quality \
-		$(foreach name,movietweetings-100k amazon-beauty,$(if $(wildcard $(DATA)/$(name)),--data $(DATA)/$(name)))
+		$(foreach name,movietweetings-100k movielens-1m.csv amazon-beauty,$(if $(wildcard $(DATA)/$(name)),--data $(DATA)/$(name)))
 
 bench-window: install  ## gain against fleet size under window-level privacy; writes bench/window_level_*.json and .png
 	$(BIN)/python -m ownlet.simulations.benchmarks.window_level

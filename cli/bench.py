@@ -32,11 +32,13 @@ def quality(
         int, typer.Option(min=1, help="Devices in a round, on average, at the most a fifth of all.")
     ] = 800,
     window_length: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=2, help="Events in a window that devices train on; where histories are long, as many as the base reads."
+            min=2,
+            help="Events in a window that devices train on. Default: 20, or as many as the base reads where half of "
+            "the histories are longer.",
         ),
-    ] = 20,
+    ] = None,
     tested: Annotated[int, typer.Option(min=1, help="Devices that results are measured on, at the most.")] = 4000,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of quality.json, .md, .png and the parts.")] = Path("bench"),
@@ -53,7 +55,7 @@ def quality(
     from rich.markdown import Markdown
 
     from ownlet.cli.progress import progress_bars
-    from ownlet.shared.config import MethodName, WindowConfig
+    from ownlet.shared.config import MethodName
     from ownlet.shared.errors import ConfigError
     from ownlet.simulations.quality import run_quality
     from ownlet.simulations.quality_config import QualityConfig, quality_data
@@ -69,16 +71,15 @@ def quality(
         says_when_interrupted(f"stopped; the same command goes on with what is in {out}"),
         progress_bars(console) as progress,
     ):
-        sets = tuple(quality_data(path, cohort=cohort, tested=tested) for path in (data or [None]))  # type: ignore[list-item]
+        paths: list[Path | None] = [*data] if data else [None]
         config = QualityConfig(
-            data=sets,
+            data=tuple(quality_data(path, cohort=cohort, tested=tested, window_length=window_length) for path in paths),
             methods=tuple(name for name in known if name in wanted or not wanted),
             epsilons=tuple(math.inf if part.strip() == "none" else _number(part) for part in epsilons.split(",")),
             seeds=tuple(int(_number(part)) for part in seeds.split(",")),
             rates=tuple(_number(part) for part in rates.split(",")),
         )
-        windows = WindowConfig(window_length=window_length)
-        config = replace(config, federation=replace(config.federation, rounds=rounds, windows=windows))
+        config = replace(config, federation=replace(config.federation, rounds=rounds))
         results = run_quality(config, out / "quality", progress, workers=workers or os.cpu_count() or 1)
     console.print(Markdown(markdown(config, results, intervals=False)))
     for path in write_quality(config, results, out):

@@ -20,7 +20,7 @@ from ownlet.simulations.evaluate import Cases, all_positions
 from ownlet.simulations.setting import DataConfig, last_event_cases, prepare
 from ownlet.simulations.store import EventStore
 
-__all__ = ["Fleet", "fleet_of_data", "fleet_of_store", "window_advice"]
+__all__ = ["Fleet", "fleet_of_data", "fleet_of_store", "window_advice", "windows_fall_short"]
 
 _PUBLIC_POSITIONS = 5  # of each public user of a store, its last ones
 
@@ -110,8 +110,8 @@ def _histories(store: EventStore, users: NDArray[np.int64]) -> list[NDArray[np.i
     return [history for history in histories if len(history) >= 2]
 
 
-def window_advice(store: EventStore, windows: WindowConfig, max_length: int) -> str | None:
-    """Say where windows are shorter than what the base reads, though most histories are longer than both.
+def windows_fall_short(store: EventStore, windows: WindowConfig, max_length: int) -> bool:
+    """Say whether windows are shorter than what the base reads, though most histories are longer than both.
 
     What stands first in a window is asked without the history before it, so short windows teach an adapter to do
     without (docs/quality.md, MovieLens 1M).
@@ -121,10 +121,18 @@ def window_advice(store: EventStore, windows: WindowConfig, max_length: int) -> 
         windows: how histories are cut.
         max_length: events that the base reads.
     """
-    median = float(np.median(np.diff(store.offsets)))
-    if windows.row_length >= max_length or median <= max_length:
+    return windows.row_length < max_length < _median_length(store)
+
+
+def window_advice(store: EventStore, windows: WindowConfig, max_length: int) -> str | None:
+    """Return what to do where ``windows_fall_short``, else None."""
+    if not windows_fall_short(store, windows, max_length):
         return None
     return (
         f"windows hold {windows.row_length} events, the base reads {max_length}, and half of the histories have more "
-        f"than {median:g}: --window-length {max_length} may do better"
+        f"than {_median_length(store):g}: --window-length {max_length} may do better"
     )
+
+
+def _median_length(store: EventStore) -> float:
+    return float(np.median(np.diff(store.offsets)))

@@ -26,9 +26,11 @@ from ownlet.shared.methods import METHODS, rounds_for
 from ownlet.shared.privacy import noise_multiplier_for
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.centralised import CentralisedConfig
+from ownlet.simulations.fleet import windows_fall_short
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.results import plain_json
 from ownlet.simulations.setting import DataConfig, Setting, prepare
+from ownlet.simulations.store import EventStore
 
 __all__ = [
     "Choice",
@@ -50,6 +52,7 @@ class QualityData:
         data: which interactions, and who is public.
         cohort_rate: the chance of each device to be in a round.
         tested: devices that results are measured on, drawn at random; None is all.
+        windows: how histories are cut for training.
         recipe: training of the base.
     """
 
@@ -57,6 +60,7 @@ class QualityData:
     data: DataConfig
     cohort_rate: float = 0.2
     tested: int | None = None
+    windows: WindowConfig = field(default_factory=WindowConfig)
     recipe: PretrainConfig = field(default_factory=PretrainConfig)
 
 
@@ -89,7 +93,7 @@ class QualityConfig:
         local_rates: learning rates of local-only training that are tried in the same rehearsal.
         model: shape of the base.
         rank: of adapters; alpha is twice the rank.
-        federation: the rounds; unit, noise, clip, seed, cohort rate and learning rate are set per run.
+        federation: the rounds; unit, noise, clip, seed, cohort rate, windows and learning rate are set per run.
         compression: how A is learned, for ``iak``.
         personal: training of personal adapters.
         centralised: training of the oracle.
@@ -110,7 +114,6 @@ class QualityConfig:
             clip_norm=0.3,
             server_momentum=0.9,
             plan=Plan(steps=1, learning_rate=0.3),
-            windows=WindowConfig(window_length=20),
         )
     )
     compression: CompressionConfig = field(default_factory=CompressionConfig)
@@ -136,6 +139,7 @@ class QualityConfig:
             unit="none",
             noise_multiplier=0.0,
             cohort_rate=data.cohort_rate,
+            windows=data.windows,
             clip_norm=choice.clip_norm,
             server_learning_rate=choice.server_learning_rate or self.federation.server_learning_rate,
             plan=replace(self.federation.plan, learning_rate=choice.learning_rate),
@@ -149,18 +153,28 @@ class QualityConfig:
         return replace(plain, unit="user", noise_multiplier=sigma, target_epsilon=epsilon)
 
 
-def quality_data(path: Path | None, *, cohort: int, tested: int) -> QualityData:
+def quality_data(path: Path | None, *, cohort: int, tested: int, window_length: int | None = None) -> QualityData:
     """Return a data set of the benchmark, with a share of devices per round that gives a cohort of a wanted size.
 
     Args:
         path: the interactions; None is the built-in population.
         cohort: devices in a round on average, but at the most a fifth of all.
         tested: devices that results are measured on, at the most.
+        window_length: events in a window; None is 20, or what the base reads where half of the histories are longer.
     """
     data = DataConfig(path=path, public_fraction=0.1 if path is None else 0.3)
-    num_devices = len(prepare(data).devices)
-    name = "built-in" if path is None else path.stem
-    return QualityData(name=name, data=data, cohort_rate=min(0.2, cohort / num_devices), tested=tested)
+    devices, windows, longest = prepare(data).devices, WindowConfig(), ModelConfig().max_length
+    if window_length is not None:
+        windows = WindowConfig(window_length=window_length)
+    elif windows_fall_short(EventStore.of(devices), windows, longest):
+        windows = WindowConfig(window_length=longest)
+    return QualityData(
+        name="built-in" if path is None else path.stem,
+        data=data,
+        cohort_rate=min(0.2, cohort / len(devices)),
+        tested=tested,
+        windows=windows,
+    )
 
 
 def check_settings(config: QualityConfig, data: QualityData, folder: Path) -> None:

@@ -105,11 +105,11 @@ def run_federated_part(
     if not path.exists():
         choice = tune(config, data, method, folder, progress).choice(epsilon)
         setting, test, devices = setting_of(data), test_cases(data), tested_devices(data)
-        ready = started(config, base_path(folder, data, seed), setting, method, seed, progress)
+        ready = started(config, data, base_path(folder, data, seed), setting, method, seed, progress)
         model, spec, validation = ready.model, ready.spec, setting.validation
         name = f"{data.name}, seed {seed}, {method}, " + ("no privacy" if math.isinf(epsilon) else f"ε = {epsilon:g}")
         result = run_rounds(name, ready, setting, config.rounds(data, method, epsilon, choice, seed), progress)
-        own = train_each(ready, setting, devices, config.personal, config, seed, result.vector)
+        own = train_each(ready, setting, devices, config.personal, data.windows, seed, result.vector)
         save_arrays(
             path,
             federated=model_ranks(model, test, spec=spec, vectors=result.vector),
@@ -138,9 +138,9 @@ def run_unfederated_part(
     if not path.exists():
         rate = tune(config, data, method, folder, progress).local_rate
         setting, test, devices = setting_of(data), test_cases(data), tested_devices(data)
-        ready = started(config, base_path(folder, data, seed), setting, method, seed, progress)
+        ready = started(config, data, base_path(folder, data, seed), setting, method, seed, progress)
         model, spec, start = ready.model, ready.spec, ready.start
-        windows = EventStore.of(setting.devices).all_windows(config.federation.windows).windows
+        windows = EventStore.of(setting.devices).all_windows(data.windows).windows
         with progress.stage(f"{data.name}, seed {seed}, {method}: oracle", config.centralised.max_epochs) as step:
             oracle = train_centralised(
                 model,
@@ -153,8 +153,8 @@ def run_unfederated_part(
                 on_epoch=lambda epoch, quality: step(f"NDCG@10 on public users {quality:.4f}"),
             )
         ranks = {
-            "personal": train_each(ready, setting, devices, config.personal, config, seed),
-            "local_only": train_each(ready, setting, devices, local_plan(config, data, rate), config, seed),
+            "personal": train_each(ready, setting, devices, config.personal, data.windows, seed),
+            "local_only": train_each(ready, setting, devices, local_plan(config, data, rate), data.windows, seed),
             "centralised": oracle,
         }
         save_arrays(path, **{name: model_ranks(model, test, spec=spec, vectors=own) for name, own in ranks.items()})

@@ -25,7 +25,7 @@ from ownlet.device.train import Engine
 from ownlet.server.checkpoint import RoundResult
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector
-from ownlet.shared.config import FederationConfig, MethodName, Plan
+from ownlet.shared.config import FederationConfig, MethodName, Plan, WindowConfig
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.model import SASRec
@@ -92,13 +92,18 @@ class Started:
 
 
 def started(
-    config: QualityConfig, base: Path, setting: Setting, method: MethodName, seed: int, progress: Progress
+    config: QualityConfig,
+    data: QualityData,
+    base: Path,
+    setting: Setting,
+    method: MethodName,
+    seed: int,
+    progress: Progress,
 ) -> Started:
     """Load a base and attach a method to it."""
     model, adapter = load_base(base), config.adapter(method)
     spec = attach_adapter(model, adapter)
-    windows = config.federation.windows
-    start = start_adapter(adapter, config.compression, model, spec, setting.public, windows, seed, progress)
+    start = start_adapter(adapter, config.compression, model, spec, setting.public, data.windows, seed, progress)
     return Started(model=model, spec=spec, start=start)
 
 
@@ -243,13 +248,15 @@ class Rehearsal:
         """Return NDCG@10 of local-only adapters on the last events of the users that play devices."""
         ready, setting = self._ready, rehearsal_of(self._data)
         plan = local_plan(self._config, self._data, rate)
-        own = train_each(ready, setting, np.arange(len(setting.devices)), plan, self._config, self._config.seeds[0])
+        own = train_each(
+            ready, setting, np.arange(len(setting.devices)), plan, self._data.windows, self._config.seeds[0]
+        )
         return float(ndcg(model_ranks(ready.model, setting.test, spec=ready.spec, vectors=own), 10).mean())
 
     @cached_property
     def _ready(self) -> Started:
         setting, seed = rehearsal_of(self._data), self._config.seeds[0]
-        return started(self._config, self._base, setting, self._method, seed, self._progress)
+        return started(self._config, self._data, self._base, setting, self._method, seed, self._progress)
 
 
 def train_each(
@@ -257,15 +264,15 @@ def train_each(
     setting: Setting,
     devices: NDArray[np.int64],
     plan: Plan,
-    config: QualityConfig,
+    windows: WindowConfig,
     seed: int,
     vector: Vector | None = None,
 ) -> NDArray[np.float32]:
     """Train an adapter of its own on each of these devices, (devices, P), by default from the start."""
-    windows = EventStore.of(setting.devices).all_windows(config.federation.windows)
+    stack = EventStore.of(setting.devices).all_windows(windows)
     noises = [AesNoise.seeded(seed, "personal", int(device)) for device in devices]
     engine = CohortEngine(ready.model, ready.spec)
-    return engine.train(ready.start if vector is None else vector, windows.take(devices), plan, noises)
+    return engine.train(ready.start if vector is None else vector, stack.take(devices), plan, noises)
 
 
 def _base_path(data: QualityData, folder: Path) -> Path:

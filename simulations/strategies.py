@@ -195,7 +195,7 @@ def strategy_ranks(
     if not path.exists():
         choice = tune_strategy(config, data, strategy, folder, progress)[epsilon]
         setting = setting_of(data)
-        ready = started(config, base_path(folder, data, seed), setting, strategy.method, seed, progress)
+        ready = started(config, data, base_path(folder, data, seed), setting, strategy.method, seed, progress)
         federation = _with_optimizer(config, strategy).rounds(data, strategy.method, epsilon, choice, seed)
         name = f"{data.name}, seed {seed}, {strategy.file_name}, ε {epsilon:g}"
         result = run_rounds(name, ready, setting, federation, progress)
@@ -212,7 +212,7 @@ def naive_errors(
     if not path.exists():
         choice = tune(config, data, _DELTAS_OF_BOTH, folder, progress).choice(epsilon)
         setting = setting_of(data)
-        ready = started(config, base_path(folder, data, seed), setting, _DELTAS_OF_BOTH, seed, progress)
+        ready = started(config, data, base_path(folder, data, seed), setting, _DELTAS_OF_BOTH, seed, progress)
         federation = config.rounds(data, _DELTAS_OF_BOTH, epsilon, choice, seed)
         engine, errors = CrossCovarianceEngine(CohortEngine(ready.model, ready.spec), federation), list[float]()
         name = f"{data.name}, seed {seed}, naive, watched, ε {epsilon:g}"

@@ -14,7 +14,7 @@ from ownlet.simulations.centralised import CentralisedConfig
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.progress import Silent
 from ownlet.simulations.quality import STAGES, quality_table, run_quality
-from ownlet.simulations.quality_config import QualityConfig, QualityData
+from ownlet.simulations.quality_config import Choice, QualityConfig, QualityData, quality_data
 from ownlet.simulations.quality_report import markdown, write_quality
 from ownlet.simulations.setting import DataConfig
 
@@ -79,3 +79,15 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_refused(measured
     np.testing.assert_array_equal(again[0].base, results[0].base)
     with pytest.raises(ConfigError, match="same settings"):
         run_quality(replace(CONFIG, rank=3), folder, Silent())
+
+
+@pytest.mark.parametrize(("events", "asked", "length"), [(60, None, 50), (40, None, 20), (60, 30, 30)])
+def test_windows_are_as_long_as_the_histories_ask_for(tmp_path, events, asked, length):
+    """Half of the histories are longer than the 50 events that the base reads, or none is."""
+    path = tmp_path / "shop.csv"
+    lines = (f"{user},{(user + at) % 90},{at}" for user in range(20) for at in range(events))
+    path.write_text("\n".join(["user,item,timestamp", *lines]))
+    data = quality_data(path, cohort=10, tested=5, window_length=asked)
+    assert data.windows.window_length == length
+    choice = Choice(learning_rate=1.0, clip_norm=1.0)
+    assert CONFIG.rounds(data, "lora-frozen-a", math.inf, choice, seed=0).windows == data.windows
