@@ -23,8 +23,11 @@ def domains(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of `ownlet simulate`; all start from it.")],
     by: Annotated[
         str,
-        typer.Option(help="Column of the data; its value at a device's latest training event is its domain."),
+        typer.Option(
+            help="Column of the data, or period; what it says of a device's latest training event is its domain."
+        ),
     ] = "region",
+    period_days: Annotated[float, typer.Option(help="Length of a period of --by period, from 1970 on.")] = 30.0,
     out: Annotated[Path, typer.Option(help="File of all adapters, for Personalizer.activate.")] = Path(
         "domains.safetensors"
     ),
@@ -49,7 +52,13 @@ def domains(
 
     use_threads(threads)
     config = DomainRunConfig(
-        run=run, column=by, rounds=rounds, target_epsilon=target_epsilon, min_devices=min_devices, base=base
+        run=run,
+        by=by,
+        period_days=period_days,
+        rounds=rounds,
+        target_epsilon=target_epsilon,
+        min_devices=min_devices,
+        base=base,
     )
     console = Console()
     with progress_bars(console) as progress:

@@ -64,13 +64,13 @@ class DomainAdapters:
         return np.stack([self.choose(domain) for domain in domains]) if domains else np.zeros((0, self.spec.size), "f4")
 
 
-def period_domain(timestamp: float, *, origin_seconds: int, period_seconds: int) -> str:
+def period_domain(timestamp: float, *, period_seconds: int, origin_seconds: int = 0) -> str:
     """Return the name of the period that a moment is in, such as ``period-3``; periods before the origin count down.
 
     Args:
         timestamp: unix seconds.
+        period_seconds: length of a period; ``ownlet domains --by period`` takes that of ``--period-days``.
         origin_seconds: unix second at which period 0 begins.
-        period_seconds: length of a period.
 
     Raises:
         ConfigError: a period without length.

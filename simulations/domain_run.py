@@ -20,6 +20,7 @@ from ownlet.simulations.audit.trainer import trainer_of
 from ownlet.simulations.domains import (
     composed_epsilon,
     domain_ranks,
+    event_domains,
     federate_domains,
     no_worse_on_public,
     position_domains,
@@ -39,7 +40,9 @@ class DomainRunConfig:
 
     Args:
         run: folder of the finished run of ``ownlet simulate`` whose adapter all domains start from.
-        column: of the data; its value at a device's last event that it trains on is the device's domain.
+        by: a column of the data, or ``period``; what it says of a device's last event that it trains on is the
+            device's domain.
+        period_days: length of a period.
         rounds: of every domain.
         target_epsilon: of every domain's rounds, without those of the run before; infinity where that had no noise.
         min_devices: a domain with fewer keeps the run's adapter.
@@ -47,11 +50,15 @@ class DomainRunConfig:
     """
 
     run: Path
-    column: str
+    by: str
+    period_days: float = 30.0
     rounds: int = 10
     target_epsilon: float = 2.0
     min_devices: int = 50
     base: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(self.period_days > 0, "period_days must be positive", period_days=self.period_days)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +106,7 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     Raises:
         DataError: the folder is no run, or its base or data cannot be read.
         ConfigError: the run published nothing, its devices had no Poisson cohorts, its sums were secure, or the data
-            lacks the column.
+            lacks the column or times.
     """
     subject = open_subject(config.run)
     if not isinstance(subject, RunSubject):
@@ -108,13 +115,13 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
         raise ConfigError(f"run must have published an adapter that domains start from, got none in {config.run}")
     trainer = trainer_of(subject, config.base)
     terms = domain_terms(config, subject.terms, trainer.config.adapter)
-    setting = prepare(keep_columns(trainer.config.data, [(config.column, config.column)]))
-    of_device = user_domains(setting.data, setting.device_users.tolist(), config.column, before=1)
+    columns = [] if config.by == "period" else [(config.by, config.by)]
+    setting = prepare(keep_columns(trainer.config.data, columns))
+    of_event = event_domains(setting.data, config.by, period_seconds=round(config.period_days * 86_400))
+    of_device = user_domains(setting.data, setting.device_users.tolist(), of_event, before=1)
     model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     lengths = [len(history) for history in setting.held_out]
-    public = position_domains(
-        setting.data, setting.held_out_users.tolist(), lengths, config.column, most=PUBLIC_POSITIONS
-    )
+    public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, of_event, most=PUBLIC_POSITIONS)
     sizes = Counter(of_device)
     large = sum(size >= config.min_devices for size in sizes.values())
     with progress.stage(f"rounds of {large} domains", max(1, large * config.rounds)) as step:

@@ -22,7 +22,7 @@ from ownlet.server.checkpoint import RoundResult, spent_event
 from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector
 from ownlet.shared.config import FederationConfig
-from ownlet.shared.domains import DomainAdapters
+from ownlet.shared.domains import DomainAdapters, period_domain
 from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.interactions import Interactions
 from ownlet.shared.model import SASRec
@@ -35,6 +35,7 @@ __all__ = [
     "DomainRuns",
     "composed_epsilon",
     "domain_ranks",
+    "event_domains",
     "federate_domains",
     "no_worse_on_public",
     "part_of",
@@ -64,39 +65,61 @@ class DomainRuns:
         return max((result.epsilon for result in self.results.values()), default=0.0)
 
 
-def user_domains(data: Interactions, users: Sequence[int], column: str, *, before: int = 0) -> tuple[str, ...]:
-    """Return the domain of each user: the column's value at its last event, or at one of the events before that.
+def event_domains(data: Interactions, by: str, *, period_seconds: int) -> NDArray[np.generic]:
+    """Return the domain of each event, (num_events,): a column's value, or the period of its time.
+
+    Args:
+        data: all interactions.
+        by: a column of ``data.context``, or ``period``: stretches of the calendar, named as ``period_domain`` does.
+        period_seconds: length of a period.
+
+    Raises:
+        ConfigError: the data lacks the column, or times.
+    """
+    if by != "period":
+        if by not in data.context:
+            raise ConfigError(f"domain must be a column of the data, got {by!r} of {sorted(data.context)}")
+        return data.context[by]
+    require(period_seconds >= 1, "period_seconds must be at least 1", period_seconds=period_seconds)
+    if not data.has_times:
+        raise ConfigError(f"domain must be a column where the data has no times, got {by!r}")
+    begins, place = np.unique(data.times // period_seconds * period_seconds, return_inverse=True)
+    return np.array([period_domain(begin, period_seconds=period_seconds) for begin in begins.tolist()])[place]
+
+
+def user_domains(
+    data: Interactions, users: Sequence[int], domains: NDArray[np.generic], *, before: int = 0
+) -> tuple[str, ...]:
+    """Return the domain of each user: that of its last event, or of one of the events before.
 
     Args:
         data: all interactions.
         users: user numbers, each with more than ``before`` events.
-        column: of ``data.context``.
+        domains: of each event, from ``event_domains``.
         before: 0 is the last event, 1 the one before it, which is a device's last one where the last is its test.
-
-    Raises:
-        ConfigError: the data lacks the column.
     """
-    values = _column(data, column)
-    return tuple(str(values[data.offsets[user + 1] - 1 - before]) for user in users)
+    return tuple(str(domains[data.offsets[user + 1] - 1 - before]) for user in users)
 
 
 def position_domains(
-    data: Interactions, users: Sequence[int], lengths: Sequence[int], column: str, *, most: int | None = None
+    data: Interactions,
+    users: Sequence[int],
+    lengths: Sequence[int],
+    domains: NDArray[np.generic],
+    *,
+    most: int | None = None,
 ) -> tuple[str, ...]:
-    """Return the domain of each case of ``all_positions``: the column's value at the event that is asked for.
+    """Return the domain of each case of ``all_positions``: that of the event that is asked for.
 
     Args:
         data: all interactions.
         users: user numbers.
         lengths: how many of each user's first events are in its history.
-        column: of ``data.context``.
+        domains: of each event, from ``event_domains``.
         most: of the cases, as they were made with it.
-
-    Raises:
-        ConfigError: the data lacks the column.
     """
-    values, starts = _column(data, column), data.offsets
-    return tuple(str(values[starts[users[user]] + at]) for user, at in positions(lengths, most=most))
+    starts = data.offsets
+    return tuple(str(domains[starts[users[user]] + at]) for user, at in positions(lengths, most=most))
 
 
 def federate_domains(
@@ -205,9 +228,3 @@ def part_of(store: EventStore, users: NDArray[np.int64]) -> EventStore:
     context = store.context
     moments = None if context is None else [context[store.offsets[u] : store.offsets[u + 1]] for u in users]
     return EventStore.of([store.history(int(user)) for user in users], moments)
-
-
-def _column(data: Interactions, column: str) -> NDArray[np.generic]:
-    if column not in data.context:
-        raise ConfigError(f"domain must be a column of the data, got {column!r} of {sorted(data.context)}")
-    return data.context[column]

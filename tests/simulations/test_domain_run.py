@@ -12,7 +12,7 @@ from ownlet.shared.privacy import epsilon, user_level_event
 from ownlet.shared.secure_config import SecureConfig
 from ownlet.simulations.domain_run import DomainRunConfig, domain_terms
 
-ASKED = DomainRunConfig(run=Path("run"), column="region", rounds=4, target_epsilon=3.0)
+ASKED = DomainRunConfig(run=Path("run"), by="region", rounds=4, target_epsilon=3.0)
 BEFORE = FederationConfig(rounds=30, cohort_rate=0.2, noise_multiplier=1.0, patience=3, target_epsilon=8.0)
 FROZEN = AdapterConfig(method="lora-frozen-a")
 

@@ -8,6 +8,7 @@ import torch
 
 from ownlet.shared.adapter import initial_adapter
 from ownlet.shared.config import AdapterConfig, FederationConfig, ModelConfig, Plan, WindowConfig
+from ownlet.shared.domains import period_domain
 from ownlet.shared.errors import ConfigError
 from ownlet.shared.interactions import Interactions, Item
 from ownlet.shared.lora import attach_adapter
@@ -18,6 +19,7 @@ from ownlet.simulations.cohort import CohortEngine
 from ownlet.simulations.domains import (
     composed_epsilon,
     domain_ranks,
+    event_domains,
     federate_domains,
     no_worse_on_public,
     part_of,
@@ -66,14 +68,23 @@ def habits(domain, count, seed):
 
 
 def test_a_users_domain_is_that_of_its_last_event_or_of_one_before():
-    assert user_domains(DATA, [0, 1, 2], "region") == ("s", "e", "n")
-    assert user_domains(DATA, [2, 0], "region", before=1) == ("n", "n")
-    everything = position_domains(DATA, [0, 2], [3, 4], "region")
+    regions = event_domains(DATA, "region", period_seconds=1)
+    assert user_domains(DATA, [0, 1, 2], regions) == ("s", "e", "n")
+    assert user_domains(DATA, [2, 0], regions, before=1) == ("n", "n")
+    everything = position_domains(DATA, [0, 2], [3, 4], regions)
     assert everything == ("n", "s", "w", "n", "n")
     drawn = [positions([3, 4]).index(place) for place in positions([3, 4], most=3)]
-    assert position_domains(DATA, [0, 2], [3, 4], "region", most=3) == tuple(everything[at] for at in drawn)
+    assert position_domains(DATA, [0, 2], [3, 4], regions, most=3) == tuple(everything[at] for at in drawn)
     with pytest.raises(ConfigError, match=r"must be a column of the data, got 'shop' of \['region'\]"):
-        user_domains(DATA, [0], "shop")
+        event_domains(DATA, "shop", period_seconds=1)
+
+
+def test_a_period_has_the_name_that_the_app_gives_it():
+    names = event_domains(DATA, "period", period_seconds=4)
+    assert names.tolist() == [period_domain(second, period_seconds=4) for second in range(9)]
+    assert user_domains(DATA, [0, 1, 2], names) == ("period-0", "period-1", "period-2")
+    with pytest.raises(ConfigError, match="domain must be a column where the data has no times, got 'period'"):
+        event_domains(replace(DATA, has_times=False), "period", period_seconds=4)
 
 
 def test_a_setting_knows_whose_histories_it_holds():
@@ -86,7 +97,9 @@ def test_a_setting_knows_whose_histories_it_holds():
     for user, history in zip(setting.held_out_users, setting.held_out, strict=True):
         np.testing.assert_array_equal(data.histories[user], history)
     lengths = [len(history) for history in setting.held_out]
-    found = position_domains(data, setting.held_out_users.tolist(), lengths, "region")
+    found = position_domains(
+        data, setting.held_out_users.tolist(), lengths, event_domains(data, "region", period_seconds=1)
+    )
     assert len(found) == len(setting.validation)
 
 
