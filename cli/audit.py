@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ownlet.cli.ledger import KeyFile
-from ownlet.cli.options import Seed, Threads, use_threads
+from ownlet.cli.options import Threads, use_threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def audit(
     max_epsilon: Annotated[
         float | None, typer.Option(help="Fail where more than this is promised, or nothing.")
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random, so that an audit can be repeated.")] = 0,
     threads: Threads = 0,
 ) -> None:
     """Audit what was promised, what was spent, and what can be measured, of a run, a ledger or a bundle.

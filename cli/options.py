@@ -87,7 +87,13 @@ Overwrite = Annotated[bool, typer.Option(help="Move a run folder of this name as
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="TensorBoard's --logdir, to watch the run there.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random, so that a run can be repeated.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="Seed of everything random, so that a run can be repeated. It also decides who is public, so what is run "
+        "on a base has the base's."
+    ),
+]
 StatusPort = Annotated[
     int | None,
     typer.Option(

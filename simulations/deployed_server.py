@@ -65,7 +65,7 @@ def load_judging(values: Mapping[str, Any], config: FederationConfig) -> Judging
     judging = JudgingConfig.from_plain(values)
     model, spec = load_base(judging.base), AdapterSpec.from_json(judging.spec)
     attach_spec(model, spec)
-    validation = fleet_of_data(judging.data, model.config.context).validation
+    validation = fleet_of_data(judging.data, judging.base, model).validation
 
     def judge(number: int, vector: Vector) -> float | None:
         if number % judging.evaluate_every and number != config.rounds:

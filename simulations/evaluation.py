@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.adapter import hash_state, load_adapter
-from ownlet.shared.errors import ConfigError, DataError, require
+from ownlet.shared.errors import DataError, require
 from ownlet.shared.interactions import History, Interactions
 from ownlet.shared.list_metrics import coverage, gini, item_events, item_users, novelty
 from ownlet.shared.lora import attach_spec
@@ -28,7 +28,7 @@ from ownlet.simulations.leakage import check_leakage
 from ownlet.simulations.moments import event_context
 from ownlet.simulations.pretrain import load_base
 from ownlet.simulations.progress import Progress
-from ownlet.simulations.provenance import Training, adapter_training, base_training, recorded_data
+from ownlet.simulations.provenance import Training, adapter_training, base_training, check_catalogue, recorded_data
 from ownlet.simulations.recbole import recbole_metrics
 from ownlet.simulations.segments import (
     FloorRow,
@@ -137,8 +137,7 @@ def run_evaluation(config: EvaluationConfig, progress: Progress) -> Evaluation:
     fields = model.config.context
     widened = keep_columns(source, [(field.name, field.name) for field in fields if field.kind == "column"])
     data = load_interactions(widened)
-    if model.num_items != data.num_items:
-        raise ConfigError(f"data must have the catalogue of the base, {model.num_items} items, got {data.num_items}")
+    check_catalogue(config.base, model.num_items, data.items)
     base_trained = base_training(config.base, data, source)
     cases = questions(data, config, base_trained, event_context(data, fields, dict(widened.columns)))
     notes = _check_training("base", base_trained, cases, config)

@@ -26,7 +26,7 @@ from ownlet.server.rounds import FederationResult
 from ownlet.shared.adapter import AdapterSpec, Vector, initial_adapter
 from ownlet.shared.candidates import CandidateSampler
 from ownlet.shared.config import AdapterConfig, FederationConfig, Plan, simulated_federation
-from ownlet.shared.errors import ConfigError, require
+from ownlet.shared.errors import require
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.methods import rounds_for
 from ownlet.shared.metrics import Metric, paired_difference, summarise
@@ -185,7 +185,7 @@ def run_federated(
 
     Raises:
         DataError: base or data cannot be read.
-        ConfigError: the base was trained on another catalogue, or reads context that the data lacks.
+        ConfigError: the base was trained on another catalogue or on the devices, or reads context that the data lacks.
         ConnectionError: no Ray cluster at the address.
     """
     started = time.monotonic()
@@ -295,7 +295,7 @@ def load_parts(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
     """Return the devices, the base with the adapter attached, and the adapter's spec."""
     model = load_base(config.base)
     if config.store is None:
-        fleet = fleet_of_data(config.data, model.config.context)
+        fleet = fleet_of_data(config.data, config.base, model)
     else:
         names = [field.name for field in model.config.context]
         require(not names, "base must read no context where users come from a store, which keeps none", context=names)
@@ -305,10 +305,6 @@ def load_parts(config: FederatedRunConfig) -> tuple[Fleet, SASRec, AdapterSpec]:
             public_users=config.public_users,
             sampled_users=config.sampled_users,
             seed=config.federation.seed or 0,
-        )
-    if model.num_items != fleet.num_items:
-        raise ConfigError(
-            f"data must have the catalogue of the base, {model.num_items} items, got {fleet.num_items} items"
         )
     return fleet, model, attach_adapter(model, config.adapter)
 

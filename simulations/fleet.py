@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ownlet.shared.config import WindowConfig
-from ownlet.shared.context import ContextField
 from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.interactions import History, Item
+from ownlet.shared.model import SASRec
 from ownlet.simulations.evaluate import Cases, all_positions
+from ownlet.simulations.provenance import check_catalogue, check_unseen
 from ownlet.simulations.setting import DataConfig, last_event_cases, prepare
 from ownlet.simulations.store import EventStore
 
@@ -50,9 +51,21 @@ class Fleet:
     facts: dict[str, object]
 
 
-def fleet_of_data(config: DataConfig, fields: Sequence[ContextField] = ()) -> Fleet:
-    """Return the device users of a data set, with the context that the base reads; every one is tested."""
-    setting = prepare(config, fields)
+def fleet_of_data(config: DataConfig, base: Path, model: SASRec) -> Fleet:
+    """Return the device users of a data set, with the context that the base reads; every one is tested.
+
+    Args:
+        config: which data.
+        base: file of the base.
+        model: that base.
+
+    Raises:
+        DataError: the data cannot be read.
+        ConfigError: the base has another catalogue, or has learned from devices or held-out public users.
+    """
+    setting = prepare(config, model.config.context)
+    check_catalogue(base, model.num_items, setting.data.items)
+    check_unseen(base, setting, config)
     return Fleet(
         store=EventStore.of(setting.devices, setting.device_context),
         num_users=len(setting.devices),

@@ -18,9 +18,8 @@ from ownlet.device.residual_folder import ResidualFolder
 from ownlet.shared.errors import DataError
 from ownlet.shared.interactions import History, Interactions, Item
 from ownlet.shared.wire import Place, partition_of
-from ownlet.simulations.fleet import fleet_of_data
 from ownlet.simulations.pretrain import load_catalogue
-from ownlet.simulations.setting import DataConfig, load_interactions
+from ownlet.simulations.setting import DataConfig, load_interactions, prepare
 from ownlet.simulations.store import EventStore, StoreWriter
 
 __all__ = ["forget_others", "own_users", "simulated_users", "write_node_store"]
@@ -94,9 +93,9 @@ def own_users(data: Interactions, catalogue: Iterable[Item], place: Place) -> li
 
 def simulated_users(data: DataConfig, place: Place) -> list[History]:
     """Return user number -> history of the devices that ``ownlet simulate`` trains on; others' users have none."""
-    fleet = fleet_of_data(data)
+    devices = prepare(data).devices
     nobody: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     return [
-        fleet.store.history(user) if partition_of(user, place.num_partitions) == place.partition else nobody
-        for user in range(fleet.num_users)
+        history if partition_of(user, place.num_partitions) == place.partition else nobody
+        for user, history in enumerate(devices)
     ]

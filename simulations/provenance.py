@@ -1,12 +1,14 @@
 """What a base or an adapter was trained on, user by user, as the run folder that it lies in says.
 
-An evaluation needs it twice: to ask only users who were not trained on, and to prove that no answer was trained on.
+An evaluation needs it twice: to ask only users who were not trained on, and to prove that no answer was trained on. A
+federated run needs it to be sure that its devices, and the public users who judge it, are new to the base.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ownlet.shared.errors import DataError
-from ownlet.shared.interactions import History, Interactions
+from ownlet.shared.errors import ConfigError, DataError
+from ownlet.shared.interactions import History, Interactions, Item
 from ownlet.shared.splits import leave_one_out, public_device_split
-from ownlet.simulations.setting import DataConfig, public_parts
+from ownlet.simulations.base_file import load_catalogue
+from ownlet.simulations.setting import DataConfig, Setting, public_parts
 
-__all__ = ["Training", "adapter_training", "base_training", "recorded_data"]
+__all__ = [
+    "Training",
+    "adapter_training",
+    "base_training",
+    "check_catalogue",
+    "check_unseen",
+    "recorded_data",
+]
+
+_log = logging.getLogger(__name__)
+_DIVISION = ("seed", "public_fraction", "public_before", "held_out_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +105,55 @@ def adapter_training(adapter: Path, data: Interactions, config: DataConfig) -> T
     for user in divided.devices:
         histories[user] = data.histories[user][:-1]
     return Training(histories=tuple(histories), askable=divided.devices)
+
+
+def check_catalogue(base: Path, num_items: int, items: Sequence[Item]) -> None:
+    """Raise where a base's item numbers mean other items than the data's.
+
+    Args:
+        base: its file.
+        num_items: of the base.
+        items: of the data.
+
+    Raises:
+        ConfigError: another number of items, or another item under a number.
+    """
+    if num_items != len(items):
+        raise ConfigError(f"data must have the catalogue of the base, {num_items} items, got {len(items)} items")
+    for known, item in zip(load_catalogue(base), items, strict=False):  # a base may have been saved without one
+        if known.id != item.id:
+            raise ConfigError(
+                f"data must have the catalogue of the base, whose item {known.number} is {known.id}, got {item.id}"
+            )
+
+
+def check_unseen(base: Path, setting: Setting, config: DataConfig) -> None:
+    """Raise where a base has learned from devices, or from held-out public users; log where that is unknown.
+
+    Args:
+        base: file that ``ownlet pretrain`` left.
+        setting: of the run that is to use it.
+        config: where that setting comes from.
+
+    Raises:
+        ConfigError: how many it has learned from, and how the base's users were divided.
+    """
+    trained, recorded = base_training(base, setting.data, config), recorded_data(base)
+    if trained is None or recorded is None:
+        _log.warning("what %s was trained on is unknown here, so whether devices are new to it was not checked", base)
+        return
+    learned = np.array([len(history) > 0 for history in trained.histories])
+    for who, users in (("devices", setting.device_users), ("held-out public users", setting.held_out_users)):
+        known = int(learned[users].sum())
+        if known:
+            theirs, ours = ({name: getattr(one, name) for name in _DIVISION} for one in (recorded, config))
+            other = ", ".join(
+                f"{name} {theirs[name]} and not {ours[name]}" for name in _DIVISION if theirs[name] != ours[name]
+            )
+            raise ConfigError(
+                f"{who} must be new to the base, got {known:,} of {len(users):,} that it has learned from: it was "
+                f"trained with {other or 'all users'}"
+            )
 
 
 def _settings(file: Path) -> Mapping[str, Any]:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ownlet.shared.errors import ConfigError, require
+from ownlet.shared.errors import require
 from ownlet.shared.metrics import Metric, paired_difference, summarise
 from ownlet.shared.ranking import RankingConfig, save_ranking
 from ownlet.simulations.evaluate import Cases, all_positions
 from ownlet.simulations.pretrain import Epoch, load_base
 from ownlet.simulations.progress import Progress
+from ownlet.simulations.provenance import check_catalogue, check_unseen
 from ownlet.simulations.ranking import TrainRankingConfig, count_items, retrieve, train_ranking, two_stage_ranks
 from ownlet.simulations.results import RunFolder, plain_metrics
 from ownlet.simulations.setting import DataConfig, Setting, prepare
@@ -71,14 +72,13 @@ def run_ranking(config: RankingRunConfig, folder: RunFolder, progress: Progress)
 
     Raises:
         DataError: base or data cannot be read, or too few users are held out.
-        ConfigError: the base was trained on another catalogue.
+        ConfigError: the base was trained on another catalogue, or on users of the test.
     """
     started = time.monotonic()
     model = load_base(config.base)
     setting = prepare(config.data, model.config.context)
-    num_items = len(setting.data.items)
-    if model.num_items != num_items:
-        raise ConfigError(f"data must have the catalogue of the base, {model.num_items} items, got {num_items} items")
+    check_catalogue(config.base, model.num_items, setting.data.items)
+    check_unseen(config.base, setting, config.data)
     training, judging = _divide(setting, config)
     rows: list[dict[str, object]] = []
     with progress.stage(f"ranking head on {len(training)} cases", config.recipe.max_epochs + 1) as step:
@@ -92,7 +92,7 @@ def run_ranking(config: RankingRunConfig, folder: RunFolder, progress: Progress)
             model,
             training,
             judging,
-            count_items(setting.public, num_items),
+            count_items(setting.public, model.num_items),
             config.shape,
             config.recipe,
             on_epoch=on_epoch,

@@ -70,7 +70,8 @@ def prepare_server(
             base=config.base, data=config.data, spec=spec.to_json(), evaluate_every=config.evaluate_every
         )
         judging = chosen.to_plain()
-        num_users = num_users or fleet_of_data(config.data).num_users
+        fleet = fleet_of_data(config.data, config.base, load_base(config.base))  # refused here, not by the server later
+        num_users = num_users or fleet.num_users
     if num_users is None:
         raise ConfigError("num_users must be given where no judging data says it, got num_users=None")
     deployment = Deployment(
@@ -99,7 +100,7 @@ def _start(config: FederatedRunConfig) -> tuple[AdapterSpec, Vector, int]:
     spec = attach_adapter(model, config.adapter)
     seed = config.federation.seed or 0
     learned = config.adapter.method == "iak"
-    public = fleet_of_data(config.data, model.config.context).public if learned else ()
+    public = fleet_of_data(config.data, config.base, model).public if learned else ()
     windows = config.federation.windows
     start = start_adapter(config.adapter, config.compression, model, spec, public, windows, seed, Silent())
     return spec, start, 0

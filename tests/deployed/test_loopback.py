@@ -46,7 +46,7 @@ def test_a_node_and_the_server_are_killed_and_the_adapter_is_that_of_an_uninterr
     # the same replies in one process, uninterrupted
     model = load_base(place.base)
     attach_spec(model, spec)
-    fleet = fleet_of_data(DataConfig(path=place.data, core=0))
+    fleet = fleet_of_data(DataConfig(path=place.data, core=0), place.base, model)
     simulated = replay(
         CohortEngine(model, spec),
         fleet.store,

@@ -12,10 +12,9 @@ from ownlet.shared.lora import attach_adapter
 from ownlet.shared.model import SASRec
 from ownlet.shared.window_mode import window_federation
 from ownlet.simulations.deployed_server import JudgingConfig, load_judging
-from ownlet.simulations.fleet import fleet_of_data
 from ownlet.simulations.line_search import best_length
 from ownlet.simulations.pretrain import save_base
-from ownlet.simulations.setting import DataConfig, load_interactions
+from ownlet.simulations.setting import DataConfig, load_interactions, prepare
 
 DATA = DataConfig(num_users=60, num_items=130, core=0)
 
@@ -33,7 +32,7 @@ def test_a_window_level_run_goes_as_far_as_the_held_out_public_users_like(tmp_pa
     chosen = JudgingConfig(base=tmp_path / "base.pt", data=DATA, spec=spec.to_json())
     values = json.loads(json.dumps(chosen.to_plain()))
 
-    best, length = best_length(model, spec, start, end, fleet_of_data(DATA).validation)
+    best, length = best_length(model, spec, start, end, prepare(DATA).validation)
     assert length != 1.0
     found = load_judging(values, window_federation(1.0)).length(start, end)
     np.testing.assert_array_equal(found[0], best)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ownlet.shared.errors import DataError
+from ownlet.shared.errors import ConfigError, DataError
+from ownlet.simulations.base_file import save_base
 from ownlet.simulations.base_run import BaseRunConfig
 from ownlet.simulations.federated_run import FederatedRunConfig
-from ownlet.simulations.provenance import adapter_training, base_training, recorded_data
+from ownlet.simulations.provenance import (
+    adapter_training,
+    base_training,
+    check_catalogue,
+    check_unseen,
+    recorded_data,
+)
 from ownlet.simulations.results import RunFolder
 from ownlet.simulations.setting import DataConfig, load_interactions, prepare
 
@@ -87,3 +96,34 @@ def test_the_path_may_be_written_in_another_way(tmp_path: Path, monkeypatch: pyt
     found = base_training(base_of(tmp_path, BaseRunConfig(data=absolute)), load_interactions(relative), relative)
     assert found is not None
     assert np.sum([len(history) for history in found.histories]) > 0
+
+
+@pytest.mark.parametrize(
+    ("users", "changed", "told"),
+    [
+        ("public", {}, None),
+        ("public", {"public_before": "2024-05-01"}, "^devices must .* with public_before None and not 2024-05-01"),
+        ("public", {"public_fraction": 0.4}, "^held-out public users must .* with public_fraction 0.3 and not 0.4"),
+        ("public", {"held_out_fraction": 0.5}, "^held-out public users must .* held_out_fraction 0.2 and not 0.5"),
+        ("all", {}, "^devices must be new to the base, got 84 of 84 that it has learned from: .* with all users"),
+    ],
+)
+def test_devices_and_judges_must_be_new_to_the_base(tmp_path: Path, users, changed, told):
+    base, config = base_of(tmp_path, BaseRunConfig(data=SMALL, users=users)), replace(SMALL, **changed)
+    with nullcontext() if told is None else pytest.raises(ConfigError, match=told):
+        check_unseen(base, prepare(config), config)
+
+
+def test_where_nothing_tells_what_a_base_has_learned_from_that_is_said(tmp_path: Path, caplog):
+    check_unseen(tmp_path / "base.pt", prepare(SMALL), SMALL)
+    assert "base.pt was trained on is unknown here" in caplog.text
+
+
+def test_item_numbers_must_mean_the_same_items(tmp_path: Path, tiny):
+    save_base(tmp_path / "base.pt", tiny.model, tiny.items)
+    check_catalogue(tmp_path / "base.pt", tiny.model.num_items, tiny.items)
+    swapped = (tiny.items[1], tiny.items[0], *tiny.items[2:])
+    with pytest.raises(ConfigError, match=f"whose item 1 is {tiny.items[0].id}, got {tiny.items[1].id}"):
+        check_catalogue(tmp_path / "base.pt", tiny.model.num_items, swapped)
+    with pytest.raises(ConfigError, match=f"{tiny.model.num_items} items, got {tiny.model.num_items - 1} items"):
+        check_catalogue(tmp_path / "base.pt", tiny.model.num_items, tiny.items[1:])
