@@ -71,9 +71,11 @@ def quality(
         says_when_interrupted(f"stopped; the same command goes on with what is in {out}"),
         progress_bars(console) as progress,
     ):
-        paths: list[Path | None] = [*data] if data else [None]
+        sources: list[Path | None] = [*data] if data else [None]
         config = QualityConfig(
-            data=tuple(quality_data(path, cohort=cohort, tested=tested, window_length=window_length) for path in paths),
+            data=tuple(
+                quality_data(path, cohort=cohort, tested=tested, window_length=window_length) for path in sources
+            ),
             methods=tuple(name for name in known if name in wanted or not wanted),
             epsilons=tuple(math.inf if part.strip() == "none" else _number(part) for part in epsilons.split(",")),
             seeds=tuple(int(_number(part)) for part in seeds.split(",")),
@@ -81,8 +83,9 @@ def quality(
         )
         config = replace(config, federation=replace(config.federation, rounds=rounds))
         results = run_quality(config, out / "quality", progress, workers=workers or os.cpu_count() or 1)
+        paths = write_quality(config, results, out, progress)
     console.print(Markdown(markdown(config, results, intervals=False)))
-    for path in write_quality(config, results, out):
+    for path in paths:
         console.print(str(path), highlight=False, soft_wrap=True)
 
 

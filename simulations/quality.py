@@ -17,7 +17,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,13 @@ __all__ = [
     "QualityTable",
     "activity_floor",
     "epsilon_label",
+    "federated_gain",
     "kept_share",
     "method_differences",
     "quality_table",
     "run_parts",
     "run_quality",
+    "stage_metrics",
 ]
 
 STAGES = ("base", "federated", "personal", "federated+personal", "local-only", "centralised")
@@ -178,16 +181,34 @@ def epsilon_label(epsilon: float) -> str:
     return "none" if math.isinf(epsilon) else f"{epsilon:g}"
 
 
-def quality_table(results: tuple[DataResult, ...]) -> QualityTable:
-    """Return data set -> method -> epsilon -> stage -> metric -> value, low, high over users, mean over seeds."""
+@cache
+def stage_metrics(result: DataResult, method: MethodName, epsilon: float) -> dict[str, dict[str, Metric]]:
+    """Return stage -> metric, over users, mean over seeds."""
+    return {stage: summarise(ranks) for stage, ranks in result.ranks(method, epsilon).items()}
+
+
+@cache
+def federated_gain(result: DataResult, method: MethodName, epsilon: float) -> Metric:
+    """Return NDCG@10 of the federated adapter minus that of the base, paired by user."""
+    return paired_difference(result.ranks(method, epsilon)["federated"], result.base)["ndcg@10"]
+
+
+def quality_table(results: tuple[DataResult, ...], on_cell: Callable[[], None] = lambda: None) -> QualityTable:
+    """Return data set -> method -> epsilon -> stage -> metric -> value, low, high over users, mean over seeds.
+
+    Args:
+        results: of every data set.
+        on_cell: called after every method and epsilon, since intervals take a second.
+    """
     table: QualityTable = {}
     for result in results:
         for method, epsilon in result.federated:
             stages = {
-                stage: {name: _plain(metric) for name, metric in summarise(ranks).items()}
-                for stage, ranks in result.ranks(method, epsilon).items()
+                stage: {name: asdict(metric) for name, metric in metrics.items()}
+                for stage, metrics in stage_metrics(result, method, epsilon).items()
             }
             table.setdefault(result.data.name, {}).setdefault(method, {})[epsilon_label(epsilon)] = stages
+            on_cell()
     return table
 
 
@@ -206,11 +227,8 @@ def method_differences(result: DataResult, method: MethodName, other: MethodName
 
 def kept_share(result: DataResult, method: MethodName, epsilon: float) -> float:
     """Return the share of the gain in NDCG@10 over the base without privacy that is left at an epsilon."""
-    gains = [
-        paired_difference(result.ranks(method, one)["federated"], result.base)["ndcg@10"].value
-        for one in (epsilon, math.inf)
-    ]
-    return gains[0] / gains[1] if gains[1] else math.nan
+    gain, without = (federated_gain(result, method, one).value for one in (epsilon, math.inf))
+    return gain / without if without else math.nan
 
 
 def activity_floor(result: DataResult, method: MethodName, epsilon: float) -> tuple[FloorRow, ...]:
@@ -220,7 +238,3 @@ def activity_floor(result: DataResult, method: MethodName, epsilon: float) -> tu
     return check_floor(
         ranks["federated"], {name: ranks["federated+personal"]}, activity_segments(test_cases(result.data))
     )
-
-
-def _plain(metric: Metric) -> dict[str, float]:
-    return {"value": metric.value, "low": metric.low, "high": metric.high}

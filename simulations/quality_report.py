@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,16 +12,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ownlet.shared.config import MethodName
-from ownlet.shared.metrics import Metric, paired_difference, summarise
+from ownlet.shared.metrics import Metric, summarise
 from ownlet.shared.store import write_atomic
+from ownlet.simulations.progress import Progress, Silent
 from ownlet.simulations.quality import (
     DataResult,
     activity_floor,
     epsilon_label,
+    federated_gain,
     kept_share,
     method_differences,
     quality_table,
+    stage_metrics,
 )
 from ownlet.simulations.quality_config import QualityConfig
 from ownlet.simulations.results import plain_json
@@ -38,19 +41,25 @@ _COLOURS = {
 }
 
 
-def write_quality(config: QualityConfig, results: tuple[DataResult, ...], out: Path) -> tuple[Path, ...]:
+def write_quality(
+    config: QualityConfig, results: tuple[DataResult, ...], out: Path, progress: Progress | None = None
+) -> tuple[Path, ...]:
     """Write ``quality.json``, ``quality.md``, ``quality_comparisons.json`` and ``quality.png``; return their paths.
 
     Args:
         config: what was measured.
         results: of every data set.
         out: the folder, made if missing.
+        progress: told of intervals.
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = tuple(out / name for name in ("quality.json", "quality.md", "quality_comparisons.json", "quality.png"))
-    write_atomic(paths[0], (json.dumps(quality_table(results), indent=1) + "\n").encode())
+    with (progress or Silent()).stage("intervals", 2 * sum(len(result.federated) for result in results)) as step:
+        table = quality_table(results, on_cell=lambda: step(""))
+        comparisons = _comparisons(results, on_cell=lambda: step(""))
+    write_atomic(paths[0], (json.dumps(table, indent=1) + "\n").encode())
     write_atomic(paths[1], markdown(config, results).encode())
-    write_atomic(paths[2], (json.dumps(_comparisons(results), indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(paths[2], (json.dumps(comparisons, indent=1, allow_nan=False) + "\n").encode())
     _draw(results).savefig(paths[3], dpi=120)
     return paths
 
@@ -73,43 +82,43 @@ def markdown(config: QualityConfig, results: tuple[DataResult, ...], *, interval
         for method in dict.fromkeys(name for name, _ in result.federated):
             cells = []
             for epsilon in config.epsilons:
-                ranks = result.ranks(method, epsilon)["federated"]
-                gain = paired_difference(ranks, result.base)["ndcg@10"]
-                value = _number(summarise(ranks)["ndcg@10"].value)
+                gain = federated_gain(result, method, epsilon)
+                value = _number(stage_metrics(result, method, epsilon)["federated"]["ndcg@10"].value)
                 cells.append(f"{value} ({_signed(gain)})" if intervals else f"{value} {_plus(gain)}")
             kept = (
                 kept_share(result, method, 2.0) if 2.0 in config.epsilons and math.inf in config.epsilons else math.nan
             )
             cells.append("" if math.isnan(kept) else f"{kept:.0%}")
             if math.inf in config.epsilons:
-                stages = result.ranks(method, math.inf)
+                stages = stage_metrics(result, method, math.inf)
                 for stage in ("personal", "federated+personal", "local-only", "centralised"):
-                    cells.append(_number(summarise(stages[stage])["ndcg@10"].value))
+                    cells.append(_number(stages[stage]["ndcg@10"].value))
             lines.append(f"| {method} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _comparisons(results: tuple[DataResult, ...]) -> dict[str, object]:
+def _comparisons(results: tuple[DataResult, ...], on_cell: Callable[[], None]) -> dict[str, object]:
     """Return what the table does not show: paired differences, segments, publication, tuning, bytes."""
     found: dict[str, object] = {}
     for result in results:
         methods = tuple(dict.fromkeys(name for name, _ in result.federated))
         labels = {key: f"{key[0]}, {epsilon_label(key[1])}" for key in result.federated}
+        by_activity = {}
+        for key, label in labels.items():
+            by_activity[label] = {
+                row.segment: {**asdict(row.gain), "verdict": row.verdict} for row in activity_floor(result, *key)
+            }
+            on_cell()
         found[result.data.name] = {
             "tuned": {method: plain_json(asdict(tuned)) for method, tuned in result.tuned.items()},
             "minus lora-frozen-a": {
-                method: {label: _plain(metric) for label, metric in differences.items()}
+                method: {label: asdict(metric) for label, metric in differences.items()}
                 for method in methods
                 if method != "lora-frozen-a" and "lora-frozen-a" in methods
                 for differences in [method_differences(result, method, "lora-frozen-a")]
             },
-            "personal on federated, by activity": {
-                labels[key]: {
-                    row.segment: {**_plain(row.gain), "verdict": row.verdict} for row in activity_floor(result, *key)
-                }
-                for key in result.federated
-            },
+            "personal on federated, by activity": by_activity,
             "kept at epsilon": {
                 labels[key]: share
                 for key in result.federated
@@ -148,7 +157,7 @@ def _against_epsilon(axes: Axes, result: DataResult) -> None:
     epsilons = sorted({epsilon for _, epsilon in result.federated})
     methods = tuple(dict.fromkeys(name for name, _ in result.federated))
     for number, method in enumerate(methods):
-        gains = [_gain(result, method, epsilon) for epsilon in epsilons]
+        gains = [federated_gain(result, method, epsilon) for epsilon in epsilons]
         at = np.arange(len(epsilons)) + 0.06 * (number - (len(methods) - 1) / 2)
         errors = [[g.value - g.low for g in gains], [g.high - g.value for g in gains]]
         values = [g.value for g in gains]
@@ -165,7 +174,7 @@ def _against_bytes(axes: Axes, result: DataResult) -> None:
     shown = [epsilon for epsilon in (math.inf, 2.0) if any(key[1] == epsilon for key in result.federated)]
     for method in dict.fromkeys(name for name, _ in result.federated):
         for epsilon in shown:
-            runs, gain = result.federated[method, epsilon], _gain(result, method, epsilon)
+            runs, gain = result.federated[method, epsilon], federated_gain(result, method, epsilon)
             axes.errorbar(
                 runs[0].delta_bytes / 1000,
                 gain.value,
@@ -179,14 +188,6 @@ def _against_bytes(axes: Axes, result: DataResult) -> None:
     axes.set_xlabel("kB that a device sends in a round (float32)")
     axes.set_title("quality against bytes; filled: no privacy, hollow: ε = 2", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _gain(result: DataResult, method: MethodName, epsilon: float) -> Metric:
-    return paired_difference(result.ranks(method, epsilon)["federated"], result.base)["ndcg@10"]
-
-
-def _plain(metric: Metric) -> dict[str, float]:
-    return asdict(metric)
 
 
 def _number(value: float) -> str:

@@ -240,7 +240,8 @@ class Rehearsal:
         share = len(setting.devices) / len(setting_of(self._data).devices)
         weaker = federation.noise_multiplier * share
         federation = replace(federation, noise_multiplier=weaker, target_epsilon=math.inf)
-        name = f"{self._data.name}, rehearsal, {self._method}, {choice}"
+        privacy = "" if math.isinf(epsilon) else f", ε = {epsilon:g}, clip {choice.clip_norm:g}"
+        name = f"{self._data.name}, rehearsal, {self._method}, rate {choice.learning_rate:g}{privacy}"
         result = run_rounds(name, ready, setting, federation, self._progress)
         return mean_ndcg(ready.model, setting.validation, spec=ready.spec, vector=result.vector)
 
