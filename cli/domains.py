@@ -24,7 +24,8 @@ def domains(
     by: Annotated[
         str,
         typer.Option(
-            help="Column of the data, or period; what it says of a device's latest training event is its domain."
+            help="Column of the data, or period. A device trains in the domain of its latest training event and is "
+            "asked in that of its test event."
         ),
     ] = "region",
     period_days: Annotated[float, typer.Option(help="Length of a period of --by period, from 1970 on.")] = 30.0,
@@ -79,10 +80,11 @@ def _table(done: DomainsDone, column: str) -> Table:
     from rich.table import Table
 
     table = Table(title="What serves each domain", title_justify="left", box=SIMPLE_HEAD)
-    for name in (column, "devices", "served by", "gain in NDCG@10 over the run"):
+    for name in (column, "devices", "questions", "served by", "gain in NDCG@10 over the run"):
         table.add_column(name, justify="left" if name in (column, "served by") else "right")
     for row in done.rows:
-        table.add_row(row.domain, f"{row.devices:,}", "its own" if row.served else "the run's", _gain(row.gain))
+        served, gain = "its own" if row.served else "the run's", "" if row.gain is None else _gain(row.gain)
+        table.add_row(row.domain, f"{row.devices:,}", f"{row.questions:,}", served, gain)
     return table
 
 

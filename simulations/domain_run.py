@@ -40,8 +40,8 @@ class DomainRunConfig:
 
     Args:
         run: folder of the finished run of ``ownlet simulate`` whose adapter all domains start from.
-        by: a column of the data, or ``period``; what it says of a device's last event that it trains on is the
-            device's domain.
+        by: a column of the data, or ``period``. A device takes part in the rounds of the domain of the last event that
+            it trains on; its question is answered in the domain of the moment that it is asked at, as an app would.
         period_days: length of a period.
         rounds: of every domain.
         target_epsilon: of every domain's rounds, without those of the run before; infinity where that had no noise.
@@ -67,15 +67,17 @@ class DomainRow:
 
     Args:
         domain: its name.
-        devices: in it.
+        devices: that its rounds were over, or would have been.
+        questions: devices' last events that were asked for in it.
         served: whether an adapter of its own serves it.
-        gain: NDCG@10 of what serves it over the run's adapter, on its devices' last events.
+        gain: NDCG@10 of what serves it over the run's adapter, on those questions; None where there are none.
     """
 
     domain: str
     devices: int
+    questions: int
     served: bool
-    gain: Metric
+    gain: Metric | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,9 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     columns = [] if config.by == "period" else [(config.by, config.by)]
     setting = prepare(keep_columns(trainer.config.data, columns))
     of_event = event_domains(setting.data, config.by, period_seconds=round(config.period_days * 86_400))
-    of_device = user_domains(setting.data, setting.device_users.tolist(), of_event, before=1)
+    users = setting.device_users.tolist()
+    of_device = user_domains(setting.data, users, of_event, before=1)
+    of_question = user_domains(setting.data, users, of_event)
     model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     lengths = [len(history) for history in setting.held_out]
     public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, of_event, most=PUBLIC_POSITIONS)
@@ -137,14 +141,20 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
             on_round=step,
         )
     before = model_ranks(model, setting.test, spec=spec, vectors=shared)
-    after = domain_ranks(model, setting.test, of_device, done.adapters)
-    names = np.array(of_device, dtype=object)
+    after = domain_ranks(model, setting.test, of_question, done.adapters)
+    names = np.array(of_question, dtype=object)
     rows = []
-    for name, size in sizes.most_common():
+    for name in sorted({*of_device, *of_question}, key=lambda domain: (-sizes[domain], domain)):
         mine = names == name
-        gain = paired_difference(after[mine], before[mine])["ndcg@10"]
-        served = name in done.adapters.vectors
-        rows.append(DomainRow(domain=name, devices=size, served=served, gain=gain))
+        rows.append(
+            DomainRow(
+                domain=name,
+                devices=sizes[name],
+                questions=int(mine.sum()),
+                served=name in done.adapters.vectors,
+                gain=paired_difference(after[mine], before[mine])["ndcg@10"] if mine.any() else None,
+            )
+        )
     save_domains(out, done.adapters)
     private = terms.unit == "user" and terms.noise_multiplier > 0
     return DomainsDone(

@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_domain_is_served_and_charged_beside_the_run(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "domains.safetensors"
     told = run("domains", finished, "--rounds", 2, "--target-epsilon", 40, "--min-devices", 10, "--out", out)
-    assert all(re.search(rf"{region}\s+4\d\s+(its own|the run's)", told) for region in REGIONS)
+    assert all(re.search(rf"{region}\s+4\d\s+4\d\s+(its own|the run's)", told) for region in REGIONS)
     spent = [float(number) for number in re.findall(r"(?:at most|before:)\s+(\d+\.\d+)", told)]
     assert 0 < spent[0] <= 40
     assert spent[0] < spent[1]
