@@ -34,14 +34,18 @@ def store(
 ) -> None:
     """Write a population of any size for `ownlet simulate --store`, without holding it in memory.
 
-    Either --users draws users of the built-in population, or --data reads a file. Events of items that the base does
-    not know are dropped. The folder appears when it is whole; an interrupted one is begun anew.
+    Either --users draws users of the built-in population, or --data reads a file. Dropped are events of items that the
+    base does not know, and users whom it has learned from. The folder appears when it is whole; an interrupted one is
+    begun anew.
     """
     from rich.console import Console
 
     from ownlet.cli.progress import progress_bars
     from ownlet.shared.errors import ConfigError
+    from ownlet.simulations.population import BLOCK_USERS
     from ownlet.simulations.pretrain import load_catalogue
+    from ownlet.simulations.provenance import known_users, recorded_data
+    from ownlet.simulations.setting import DataConfig
     from ownlet.simulations.store_build import write_population_store, write_table_store
 
     if (users is None) == (data is None):
@@ -51,8 +55,16 @@ def store(
     console = Console()
     with progress_bars(console) as progress:
         if users is not None:
+            trained_on = recorded_data(base) or DataConfig()
             report = write_population_store(
-                out, catalogue, num_users=users, num_items=items, seed=seed, overwrite=overwrite, progress=progress
+                out,
+                catalogue,
+                num_users=users,
+                num_items=items,
+                seed=seed,
+                first_user=-(-trained_on.num_users // BLOCK_USERS) * BLOCK_USERS,
+                overwrite=overwrite,
+                progress=progress,
             )
         else:
             assert data is not None
@@ -62,6 +74,7 @@ def store(
                 data,
                 columns=column_pairs(columns),
                 min_events=min_events,
+                without=known_users(base, data),
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -74,7 +87,7 @@ def store(
     )
     console.print(
         f"Dropped: {report.unknown_events:,} events of items that the base does not know, {report.short_users:,} users "
-        "with too few others.",
+        f"with too few others, {report.known_users:,} users whom the base knows.",
         highlight=False,
         soft_wrap=True,
     )

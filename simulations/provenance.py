@@ -20,7 +20,7 @@ from ownlet.shared.errors import ConfigError, DataError
 from ownlet.shared.interactions import History, Interactions, Item
 from ownlet.shared.splits import leave_one_out, public_device_split
 from ownlet.simulations.base_file import load_catalogue
-from ownlet.simulations.setting import DataConfig, Setting, public_parts
+from ownlet.simulations.setting import DataConfig, Setting, load_interactions, public_parts
 
 __all__ = [
     "Training",
@@ -28,6 +28,7 @@ __all__ = [
     "base_training",
     "check_catalogue",
     "check_unseen",
+    "known_users",
     "recorded_data",
 ]
 
@@ -154,6 +155,27 @@ def check_unseen(base: Path, setting: Setting, config: DataConfig) -> None:
                 f"{who} must be new to the base, got {known:,} of {len(users):,} that it has learned from: it was "
                 f"trained with {other or 'all users'}"
             )
+
+
+def known_users(base: Path, path: Path) -> frozenset[str]:
+    """Return the ids of the users of a file whom a base has learned from, or who chose when to stop its training.
+
+    Where its run folder does not tell, or tells of another file, nobody, and that is logged.
+
+    Args:
+        base: file that ``ownlet pretrain`` left.
+        path: file or folder of interactions.
+    """
+    recorded = recorded_data(base)
+    if recorded is None or recorded.path is None or recorded.path.resolve() != path.resolve():
+        _log.warning("what %s was trained on is unknown here, so users of %s may be known to it", base, path)
+        return frozenset()
+    data = load_interactions(recorded)
+    trained = base_training(base, data, recorded)
+    assert trained is not None  # it is the same data
+    fresh = np.isin(np.arange(data.num_users), trained.askable)
+    fresh &= np.array([len(history) == 0 for history in trained.histories])
+    return frozenset(np.array(data.user_ids)[~fresh].tolist())
 
 
 def _settings(file: Path) -> Mapping[str, Any]:

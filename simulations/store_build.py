@@ -11,7 +11,7 @@ Events are matched to the catalogue by item id; events of items that the base do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,14 @@ class StoreReport:
         num_events: in the store.
         unknown_events: dropped because the base does not know their items.
         short_users: dropped because too few events were left of them.
+        known_users: left out, as they were asked to be.
     """
 
     num_users: int
     num_events: int
     unknown_events: int
     short_users: int = 0
+    known_users: int = 0
 
 
 def write_population_store(
@@ -105,6 +107,7 @@ def write_table_store(
     *,
     columns: Sequence[tuple[str, str]] = (),
     min_events: int = 2,
+    without: Collection[str] = (),
     memory_bytes: int = 1 << 29,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -117,6 +120,7 @@ def write_table_store(
         path: whatever ``ownlet.simulations.readers.read`` takes.
         columns: as ``read`` takes them.
         min_events: users with fewer events, of items that the base knows, are dropped.
+        without: ids of users who are left out: those whom the base has learned from.
         memory_bytes: that sorting may take; a user with more events than fit takes more. Never changes the result.
         overwrite: replace a store of that name.
         progress: told of events and users.
@@ -135,7 +139,8 @@ def write_table_store(
     show = progress or Silent()
     with StoreWriter(folder, name=source.name, items=catalogue, overwrite=overwrite) as writer:
         with show.stage(f"reading {source.path.name}", 1) as step:
-            counts, unknown = _count_events(source, rows)
+            found, unknown = _count_events(source, rows)
+            counts = found.filter(~pl.col("user").is_in(list(without)))
             users = _number_users(counts, min_events, most_events=max(1, memory_bytes // _SORT_BYTES))
             if not len(users):
                 raise DataError(
@@ -149,7 +154,13 @@ def write_table_store(
         with show.stage("users", len(users)) as step:
             _write_users(writer, users, step)
     short = len(counts) - len(users)
-    return StoreReport(num_users=len(users), num_events=num_events, unknown_events=unknown, short_users=short)
+    return StoreReport(
+        num_users=len(users),
+        num_events=num_events,
+        unknown_events=unknown,
+        short_users=short,
+        known_users=len(found) - len(counts),
+    )
 
 
 def _numbers(world: World, catalogue: Sequence[Item]) -> NDArray[np.int32]:

@@ -17,7 +17,7 @@ from ownlet.shared.config import ModelConfig
 from ownlet.shared.manifest import read_manifest
 from ownlet.shared.model import SASRec
 from ownlet.simulations.pretrain import load_catalogue, save_base
-from ownlet.simulations.readers import read
+from ownlet.simulations.setting import DataConfig, prepare
 from ownlet.simulations.store import EventStore, StoreWriter
 from ownlet.simulations.world import PopulationConfig, make_world
 
@@ -150,12 +150,12 @@ def test_a_table_with_other_column_names_is_the_same_data(base: Path, data: Path
 def test_a_store_of_a_file_holds_its_users_in_the_numbers_of_the_base(base: Path, data: Path, tmp_path: Path):
     output = run("store", "--base", base, "--data", data, "--out", tmp_path / "devices")
     size_bytes = sum(file.stat().st_size for file in (tmp_path / "devices").iterdir())
-    assert f"devices: 120 users, 1,200 events, {size_bytes:,} bytes" in output
-    assert "Dropped: 0 events of items that the base does not know, 0 users with too few others." in output
-    store, interactions = EventStore.open(tmp_path / "devices"), read(data)
+    assert f"devices: 84 users, 840 events, {size_bytes:,} bytes" in output
+    assert "does not know, 0 users with too few others, 36 users whom the base knows." in output
+    store, setting = EventStore.open(tmp_path / "devices"), prepare(DataConfig(path=data, core=0))
     assert store.items == load_catalogue(base)
-    by_id = dict(zip(interactions.user_ids, interactions.histories, strict=True))
-    assert [store.history(u).tolist() for u in range(120)] == [by_id[user].tolist() for user in sorted(by_id)]
+    by_id = {setting.data.user_ids[user]: setting.data.histories[user] for user in setting.device_users}
+    assert [store.history(u).tolist() for u in range(84)] == [by_id[user].tolist() for user in sorted(by_id)]
 
 
 def test_a_store_of_the_built_in_population_is_refused_for_another_base(base: Path, data: Path, tmp_path: Path):
@@ -184,16 +184,16 @@ def test_a_store_of_the_built_in_population_is_drawn_for_its_base(tmp_path: Path
 @pytest.mark.slow
 def test_a_store_is_simulated_like_the_data_it_was_made_from(base: Path, data: Path, tmp_path: Path) -> None:
     run("store", "--base", base, "--data", data, "--out", tmp_path / "store")
-    sizes = ("--public-users", 30, "--sampled-users", 50)
+    sizes = ("--public-users", 24, "--sampled-users", 50)
     output = run(
         "simulate", "--base", base, "--store", tmp_path / "store", *sizes, "--runs", tmp_path, "--name", "stored",
         "--rounds", 3, "--cohort-rate", 0.4, "--target-epsilon", 2, "--negatives", 5,
     )  # fmt: skip
-    assert "90 devices" in output
+    assert "60 devices" in output
     assert "user level, 3 rounds" in output
     summary = json.loads((tmp_path / "stored" / "summary.json").read_text())
-    assert summary["data"]["users"] == 120
-    assert len(load_file(tmp_path / "stored" / "federation.ckpt")["participations"]) == 90
+    assert summary["data"]["users"] == 84
+    assert len(load_file(tmp_path / "stored" / "federation.ckpt")["participations"]) == 60
     assert set(summary["quality"]) == {"base", "federated"}
 
 
@@ -205,8 +205,8 @@ def test_a_store_that_does_not_fit_is_refused(base: Path, data: Path, tmp_path: 
     assert "store must be written for the catalogue of the base" in refuse("simulate", "--store", store, *options)
     assert "must not be given together" in refuse("simulate", "--store", store, "--data", data, *options)
     run("store", "--base", base, "--data", data, "--out", tmp_path / "small")
-    refused = refuse("simulate", "--store", tmp_path / "small", "--public-users", 120, *options)
-    assert "must have more users than the 120 public ones, got 120" in refused
+    refused = refuse("simulate", "--store", tmp_path / "small", "--public-users", 84, *options)
+    assert "must have more users than the 84 public ones, got 84" in refused
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 

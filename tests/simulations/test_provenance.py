@@ -18,6 +18,7 @@ from ownlet.simulations.provenance import (
     base_training,
     check_catalogue,
     check_unseen,
+    known_users,
     recorded_data,
 )
 from ownlet.simulations.results import RunFolder
@@ -127,3 +128,21 @@ def test_item_numbers_must_mean_the_same_items(tmp_path: Path, tiny):
         check_catalogue(tmp_path / "base.pt", tiny.model.num_items, swapped)
     with pytest.raises(ConfigError, match=f"{tiny.model.num_items} items, got {tiny.model.num_items - 1} items"):
         check_catalogue(tmp_path / "base.pt", tiny.model.num_items, tiny.items[1:])
+
+
+@pytest.mark.parametrize("users", ["public", "all"])
+def test_users_whom_a_base_knows_are_those_who_are_not_devices(tmp_path: Path, users):
+    path = tmp_path / "log.csv"
+    lines = [f"u{user},i{(user + at) % 9},{at}" for user in range(40) for at in range(6)]
+    path.write_text("\n".join(["user,item,timestamp", *lines]))
+    config = DataConfig(path=path)
+    base, setting = base_of(tmp_path, BaseRunConfig(data=config, users=users)), prepare(config)
+    devices = {setting.data.user_ids[user] for user in setting.device_users}
+    found = known_users(base, path)
+    assert found == set(setting.data.user_ids) - (devices if users == "public" else set())
+
+
+def test_of_another_file_nobody_is_known_and_that_is_said(tmp_path: Path, caplog):
+    base = base_of(tmp_path, BaseRunConfig(data=DataConfig(path=tmp_path / "log.csv")))
+    assert known_users(base, tmp_path / "other.csv") == frozenset()
+    assert "users of" in caplog.text

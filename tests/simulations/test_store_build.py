@@ -214,6 +214,16 @@ def test_users_with_too_few_events_of_known_items_are_dropped(tmp_path: Path, mi
     assert min(map(len, found)) == min_events
 
 
+def test_users_who_are_to_be_left_out_are(tmp_path: Path):
+    random_rows().write_csv(tmp_path / "log.csv")
+    whole = write_table_store(tmp_path / "whole", ITEMS, tmp_path / "log.csv")
+    data = read(tmp_path / "log.csv")
+    first = min(data.user_ids)
+    report = write_table_store(tmp_path / "s", ITEMS, tmp_path / "log.csv", without={first, "nobody"})
+    assert (report.known_users, report.num_users) == (1, whole.num_users - 1)
+    assert histories(tmp_path / "s") == histories(tmp_path / "whole")[1:]
+
+
 def test_columns_have_other_names_and_quotes_and_line_breaks(tmp_path: Path):
     path = tmp_path / "shop [1].csv"
     rows = random_rows(users=9, rows=60).rows()
