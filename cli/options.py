@@ -76,7 +76,10 @@ PeriodDays = Annotated[float, typer.Option(help="Length of a period of --context
 Core = Annotated[int, typer.Option(help="Keep users and items with this many interactions, iteratively; 0 keeps all.")]
 PublicBefore = Annotated[
     str | None,
-    typer.Option(help="ISO date: users seen before it are public, with their events before it; others are devices."),
+    typer.Option(
+        help="ISO date: users seen before it are public, with their events before it; others are devices. What "
+        "held-out public users did later judges adapters."
+    ),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Name = Annotated[

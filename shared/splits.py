@@ -175,8 +175,8 @@ class PublicDevices:
     Args:
         public: numbers of the public users, in order.
         devices: numbers of the device users, in order.
-        until_seconds: where not None, only the public users' events before this moment (unix seconds) are public; their
-            later events are used by nobody, so that the base never sees the future.
+        until_seconds: where not None, only the public users' events before this moment (unix seconds) are public to a
+            base, which never sees the future.
     """
 
     public: NDArray[np.int64]

@@ -23,12 +23,11 @@ from ownlet.simulations.domains import (
     event_domains,
     federate_domains,
     no_worse_on_public,
-    position_domains,
     user_domains,
 )
 from ownlet.simulations.evaluate import model_ranks
 from ownlet.simulations.progress import Progress
-from ownlet.simulations.setting import PUBLIC_POSITIONS, keep_columns, prepare
+from ownlet.simulations.setting import keep_columns, prepare
 from ownlet.simulations.store import EventStore
 
 __all__ = ["DomainRow", "DomainRunConfig", "DomainsDone", "domain_terms", "run_domains"]
@@ -124,8 +123,7 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     of_device = user_domains(setting.data, users, of_event, before=1)
     of_question = user_domains(setting.data, users, of_event)
     model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
-    lengths = [len(history) for history in setting.held_out]
-    public = position_domains(setting.data, setting.held_out_users.tolist(), lengths, of_event, most=PUBLIC_POSITIONS)
+    public = of_event[setting.judging_events].astype(str).tolist()
     sizes = Counter(of_device)
     large = sum(size >= config.min_devices for size in sizes.values())
     with progress.stage(f"rounds of {large} domains", max(1, large * config.rounds)) as step:
@@ -137,7 +135,7 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
             terms,
             shared_version=subject.adapter[2],
             min_devices=config.min_devices,
-            publishable=no_worse_on_public(model, spec, shared, setting.validation, public),
+            publishable=no_worse_on_public(model, spec, shared, setting.judging, public),
             on_round=step,
         )
     before = model_ranks(model, setting.test, spec=spec, vectors=shared)

@@ -27,7 +27,7 @@ from ownlet.shared.errors import ConfigError, require
 from ownlet.shared.interactions import Interactions
 from ownlet.shared.model import SASRec
 from ownlet.shared.privacy import compose_events, epsilon
-from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks, positions
+from ownlet.simulations.evaluate import Cases, mean_ndcg, model_ranks
 from ownlet.simulations.run import simulate
 from ownlet.simulations.store import EventStore
 
@@ -39,7 +39,6 @@ __all__ = [
     "federate_domains",
     "no_worse_on_public",
     "part_of",
-    "position_domains",
     "user_domains",
 ]
 
@@ -99,27 +98,6 @@ def user_domains(
         before: 0 is the last event, 1 the one before it, which is a device's last one where the last is its test.
     """
     return tuple(str(domains[data.offsets[user + 1] - 1 - before]) for user in users)
-
-
-def position_domains(
-    data: Interactions,
-    users: Sequence[int],
-    lengths: Sequence[int],
-    domains: NDArray[np.generic],
-    *,
-    most: int | None = None,
-) -> tuple[str, ...]:
-    """Return the domain of each case of ``all_positions``: that of the event that is asked for.
-
-    Args:
-        data: all interactions.
-        users: user numbers.
-        lengths: how many of each user's first events are in its history.
-        domains: of each event, from ``event_domains``.
-        most: of the cases, as they were made with it.
-    """
-    starts = data.offsets
-    return tuple(str(domains[starts[users[user]] + at]) for user, at in positions(lengths, most=most))
 
 
 def federate_domains(

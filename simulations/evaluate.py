@@ -69,16 +69,21 @@ class Cases:
         )
 
 
-def positions(lengths: Sequence[int], *, last: int | None = None, most: int | None = None) -> list[tuple[int, int]]:
+def positions(
+    lengths: Sequence[int], *, known: Sequence[int] | None = None, last: int | None = None, most: int | None = None
+) -> list[tuple[int, int]]:
     """Return history and position of every event that has one before it.
 
     Args:
         lengths: of the histories, in events.
+        known: how many events of each history are not asked for, its first ones; by default one.
         last: only so many of each history, its last ones; by default all.
         most: only so many in all, always the same ones, drawn evenly; by default all.
     """
     places = [
-        (user, at) for user, length in enumerate(lengths) for at in range(max(1, length - last) if last else 1, length)
+        (user, at)
+        for user, length in enumerate(lengths)
+        for at in range(max(1, known[user] if known else 1, length - last if last else 1), length)
     ]
     if most is None or len(places) <= most:
         return places
@@ -89,6 +94,7 @@ def positions(lengths: Sequence[int], *, last: int | None = None, most: int | No
 def all_positions(
     histories: Sequence[History],
     *,
+    known: Sequence[int] | None = None,
     last: int | None = None,
     most: int | None = None,
     context: Sequence[NDArray[np.int64]] | None = None,
@@ -97,11 +103,12 @@ def all_positions(
 
     Args:
         histories: whole ones.
+        known: how many events of each are not asked for; by default one.
         last: how many of each; by default all.
         most: how many of all; by default all.
         context: per history (events, fields), the moment of each event, where anything is known.
     """
-    places = positions([len(history) for history in histories], last=last, most=most)
+    places = positions([len(history) for history in histories], known=known, last=last, most=most)
     return Cases(
         histories=tuple(histories[user][:at] for user, at in places),
         targets=np.array([histories[user][at] for user, at in places], dtype=np.int64),

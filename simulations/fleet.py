@@ -72,7 +72,7 @@ def fleet_of_data(config: DataConfig, base: Path, model: SASRec) -> Fleet:
         held_out=0,  # the setting has taken the last events away
         num_items=setting.data.num_items,
         test=setting.test,
-        validation=setting.validation,
+        validation=setting.judging,
         public=setting.public,
         facts=setting.facts,
     )

@@ -99,7 +99,7 @@ def _load_setup(context: Context) -> ServerSetup:
         )
 
     def judge(number: int, vector: Vector) -> float | None:
-        return mean_ndcg(model, _setting(data).validation, spec=spec, vector=vector) if config.patience else None
+        return mean_ndcg(model, _setting(data).judging, spec=spec, vector=vector) if config.patience else None
 
     def finish(result: FederationResult) -> None:
         if result.stopped:
@@ -107,7 +107,7 @@ def _load_setup(context: Context) -> ServerSetup:
         path = data.path / "adapter.safetensors"
         rounds = [asdict(record) for record in result.rounds]
         write_atomic(data.path / "rounds.json", json.dumps(rounds, indent=1).encode())
-        if is_publishable(model, spec, result.vector, _setting(data).validation):
+        if is_publishable(model, spec, result.vector, _setting(data).judging):
             save_adapter(path, spec, result.vector, version=result.version)
             _log.info("adapter version %d in %s", result.version, path)
         else:

@@ -106,7 +106,7 @@ def run_federated_part(
         choice = tune(config, data, method, folder, progress).choice(epsilon)
         setting, test, devices = setting_of(data), test_cases(data), tested_devices(data)
         ready = started(config, data, base_path(folder, data, seed), setting, method, seed, progress)
-        model, spec, validation = ready.model, ready.spec, setting.validation
+        model, spec, judging = ready.model, ready.spec, setting.judging
         name = f"{data.name}, seed {seed}, {method}, " + ("no privacy" if math.isinf(epsilon) else f"ε = {epsilon:g}")
         result = run_rounds(name, ready, setting, config.rounds(data, method, epsilon, choice, seed), progress)
         own = train_each(ready, setting, devices, config.personal, data.windows, seed, result.vector)
@@ -114,8 +114,8 @@ def run_federated_part(
             path,
             federated=model_ranks(model, test, spec=spec, vectors=result.vector),
             personal=model_ranks(model, test, spec=spec, vectors=own),
-            public=np.array([mean_ndcg(model, validation, spec=spec, vector=result.vector)]),
-            base_public=np.array([mean_ndcg(model, validation)]),
+            public=np.array([mean_ndcg(model, judging, spec=spec, vector=result.vector)]),
+            base_public=np.array([mean_ndcg(model, judging)]),
             epsilon=np.array([result.epsilon]),
             delta_bytes=np.array([4 * spec.num_trainable]),
         )
@@ -147,7 +147,7 @@ def run_unfederated_part(
                 spec,
                 start,
                 windows,
-                setting.validation,
+                setting.judging,
                 config.centralised,
                 seed,
                 on_epoch=lambda epoch, quality: step(f"NDCG@10 on public users {quality:.4f}"),

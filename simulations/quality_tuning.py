@@ -243,7 +243,7 @@ class Rehearsal:
         privacy = "" if math.isinf(epsilon) else f", ε = {epsilon:g}, clip {choice.clip_norm:g}"
         name = f"{self._data.name}, rehearsal, {self._method}, rate {choice.learning_rate:g}{privacy}"
         result = run_rounds(name, ready, setting, federation, self._progress)
-        return mean_ndcg(ready.model, setting.validation, spec=ready.spec, vector=result.vector)
+        return mean_ndcg(ready.model, setting.judging, spec=ready.spec, vector=result.vector)
 
     def alone(self, rate: float) -> float:
         """Return NDCG@10 of local-only adapters on the last events of the users that play devices."""

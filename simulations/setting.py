@@ -2,7 +2,9 @@
 
 * public users train the base;
 * held-out public users choose: early stopping, hyperparameters, whether an adapter may be published. Nothing is trained
-  on them, so a number measured on them is honest, and because they are public it costs no privacy;
+  on them, so a number measured on them is honest, and because they are public it costs no privacy. Where a date divides
+  public users from devices, a base is judged by what they did before it and an adapter by what they did from it on: an
+  adapter is for the present, which a base of the past does not know;
 * devices are the federated population. Their last event is the test (leave-one-out), everything before it may be
   trained on locally. The base never sees them.
 """
@@ -21,7 +23,7 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import DataError, require
 from ownlet.shared.interactions import History, Interactions, k_core
 from ownlet.shared.splits import public_device_split
-from ownlet.simulations.evaluate import Cases, all_positions
+from ownlet.simulations.evaluate import Cases, all_positions, positions
 from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.population import make_population
 from ownlet.simulations.readers import read
@@ -61,7 +63,7 @@ class DataConfig:
         num_items: of the built-in population.
         public_fraction: share of users that is public; unused with a date.
         public_before: an ISO date; where given, users with an event before it are public, with their events before it,
-            and users who come later are devices.
+            and users who come later are devices. Later events of held-out public users judge adapters.
         held_out_fraction: share of the public users that is held out.
         seed: of the built-in population and of the division.
     """
@@ -103,7 +105,9 @@ class Setting:
         held_out: histories of held-out public users.
         devices: what each device may train on: all its events but the last.
         test: one case per device, its last event.
-        validation: every position of every held-out user, or ``PUBLIC_POSITIONS`` of them.
+        validation: every position of every held-out user, or ``PUBLIC_POSITIONS`` of them; for a base.
+        judging: the same for adapters: with a date only positions from it on, if there are any.
+        judging_events: (judging,) the numbers of the data's events that are asked for, to look further columns up.
         fields: what is known of each moment; the cases have it, too.
         public_context: per public user (events, fields), the moment of each event; None without fields.
         held_out_context: the same of held-out public users.
@@ -118,6 +122,8 @@ class Setting:
     devices: tuple[History, ...]
     test: Cases
     validation: Cases
+    judging: Cases
+    judging_events: NDArray[np.int64]
     fields: tuple[ContextField, ...] = ()
     public_context: Moments = None
     held_out_context: Moments = None
@@ -209,6 +215,9 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
     public_moments = _cut(moments, split.public, everything)
     held_out_moments = _chosen(public_moments, held)
     device_moments = _chosen(moments, devices)
+    held_out_users = np.array(split.public, np.int64)[held]
+    dated = split.until_seconds is not None
+    judging_events, judging = _judging(data, held_out_users, [len(h) for h in held_out], moments, dated)
     return Setting(
         data=data,
         public=public,
@@ -216,13 +225,39 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
         devices=tuple(h[:-1] for h in histories),
         test=last_event_cases(histories, device_moments),
         validation=all_positions(held_out, most=PUBLIC_POSITIONS, context=held_out_moments),
+        judging=judging,
+        judging_events=judging_events,
         fields=tuple(fields),
         public_context=_chosen(public_moments, trains),
         held_out_context=held_out_moments,
         device_context=None if device_moments is None else tuple(rows[:-1] for rows in device_moments),
         device_users=np.array(devices, np.int64),
-        held_out_users=np.array(split.public, np.int64)[held],
+        held_out_users=held_out_users,
     )
+
+
+def _judging(
+    data: Interactions, users: NDArray[np.int64], public: Sequence[int], moments: Moments, dated: bool
+) -> tuple[NDArray[np.int64], Cases]:
+    """Return the events that adapters are judged by, and the cases that ask for them.
+
+    Args:
+        data: all interactions.
+        users: held-out public ones.
+        public: how many of each one's first events are public to a base.
+        moments: the context of every event of all users, where any is known.
+        dated: whether these are the events before a date, so that others may have come later.
+    """
+    whole = [len(data.histories[user]) for user in users]
+    lengths, known = (whole, public) if dated and positions(whole, known=public) else (public, None)
+    places = positions(lengths, known=known, most=PUBLIC_POSITIONS)
+    cases = all_positions(
+        [data.histories[user][:length] for user, length in zip(users, lengths, strict=True)],
+        known=known,
+        most=PUBLIC_POSITIONS,
+        context=_chosen(moments, users),
+    )
+    return np.array([data.offsets[users[user]] + at for user, at in places], np.int64), cases
 
 
 def public_parts(num_public: int, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -262,7 +262,7 @@ def _federate(
         def judge(number: int, vector: Vector) -> float | None:
             if number % config.evaluate_every and number != federation.rounds:
                 return None
-            public.append(_on_public(model, vector, setting.validation, held_out, engine, federation.plan, number))
+            public.append(_on_public(model, vector, setting.judging, held_out, engine, federation.plan, number))
             return float(ndcg(public[-1].ranks, 10).mean())
 
         def on_round(result: RoundResult, vector: Vector) -> None:
@@ -279,7 +279,7 @@ def _federate(
         result=result,
         public=tuple(public),
         ranks=model_ranks(model, setting.test, spec=spec, vectors=result.vector),
-        quality=public_quality(model, spec, result.vector, setting.validation),
+        quality=public_quality(model, spec, result.vector, setting.judging),
     )
 
 

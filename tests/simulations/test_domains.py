@@ -23,10 +23,9 @@ from ownlet.simulations.domains import (
     federate_domains,
     no_worse_on_public,
     part_of,
-    position_domains,
     user_domains,
 )
-from ownlet.simulations.evaluate import all_positions, model_ranks, positions
+from ownlet.simulations.evaluate import all_positions, model_ranks
 from ownlet.simulations.run import simulate
 from ownlet.simulations.setting import DataConfig, divide, load_interactions
 from ownlet.simulations.store import EventStore
@@ -71,10 +70,6 @@ def test_a_users_domain_is_that_of_its_last_event_or_of_one_before():
     regions = event_domains(DATA, "region", period_seconds=1)
     assert user_domains(DATA, [0, 1, 2], regions) == ("s", "e", "n")
     assert user_domains(DATA, [2, 0], regions, before=1) == ("n", "n")
-    everything = position_domains(DATA, [0, 2], [3, 4], regions)
-    assert everything == ("n", "s", "w", "n", "n")
-    drawn = [positions([3, 4]).index(place) for place in positions([3, 4], most=3)]
-    assert position_domains(DATA, [0, 2], [3, 4], regions, most=3) == tuple(everything[at] for at in drawn)
     with pytest.raises(ConfigError, match=r"must be a column of the data, got 'shop' of \['region'\]"):
         event_domains(DATA, "shop", period_seconds=1)
 
@@ -96,11 +91,7 @@ def test_a_setting_knows_whose_histories_it_holds():
         np.testing.assert_array_equal(data.histories[user][:-1], history)
     for user, history in zip(setting.held_out_users, setting.held_out, strict=True):
         np.testing.assert_array_equal(data.histories[user], history)
-    lengths = [len(history) for history in setting.held_out]
-    found = position_domains(
-        data, setting.held_out_users.tolist(), lengths, event_domains(data, "region", period_seconds=1)
-    )
-    assert len(found) == len(setting.validation)
+    np.testing.assert_array_equal(data.events[setting.judging_events], setting.judging.targets)
 
 
 def test_each_domain_learns_its_own_habit_and_serves_its_own_cases(base):

@@ -102,10 +102,14 @@ def test_a_setting_has_the_moment_of_every_position(public_before):
         (setting.devices, setting.device_context),
     ):
         assert [len(history) for history in group] == [len(rows) for rows in moments]
-    for cases in (setting.test, setting.validation):
+    for cases in (setting.test, setting.validation, setting.judging):
         assert [len(history) for history in cases.histories] == [len(rows) for rows in cases.context]
     for history, target, rows in zip(setting.test.histories, setting.test.targets, setting.test.context, strict=True):
         np.testing.assert_array_equal(rows, whole[(*history, target)][1:])  # the last is the target's own moment
+    rows_of = event_context(setting.data, fields)
+    for rows, event in zip(setting.judging.context, setting.judging_events, strict=True):
+        user = setting.data.users[event]
+        np.testing.assert_array_equal(rows[-1], rows_of[user][event - setting.data.offsets[user]])
     assert all((a == b).all() for a, b in zip(plain.public, setting.public, strict=True))
     assert plain.public_context is plain.test.context is None
 

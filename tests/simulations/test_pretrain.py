@@ -6,13 +6,14 @@ from ownlet.shared.adapter import hash_state, initial_adapter
 from ownlet.shared.config import AdapterConfig, ModelConfig
 from ownlet.shared.content import content_vectors
 from ownlet.shared.errors import ConfigError, DataError
+from ownlet.shared.interactions import Interactions, Item
 from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.splits import seconds_of
 from ownlet.simulations.baselines import most_popular
 from ownlet.simulations.evaluate import all_positions, is_publishable, model_ranks, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig, load_base, load_catalogue, pretrain, save_base
-from ownlet.simulations.setting import DataConfig, prepare
+from ownlet.simulations.setting import DataConfig, divide, prepare
 
 SMALL = ModelConfig(dim=16, num_layers=1, max_length=20)
 
@@ -153,6 +154,30 @@ def test_with_a_date_the_base_sees_nothing_of_later():
     assert 0 < len(setting.devices) <= late
     allowed = {h.tobytes() for h in before if len(h)}
     assert {h.tobytes() for h in (*setting.public, *setting.held_out)} == allowed
+    asked = setting.judging_events  # adapters are judged by what held-out public users did later, and by all of it
+    assert (data.times[asked] >= moment).all()
+    later = (data.times >= moment) & np.isin(data.users, setting.held_out_users)
+    assert 0 < len(asked) == later.sum()
+    np.testing.assert_array_equal(setting.judging.targets, data.events[asked])
+    for history, event in zip(setting.judging.histories, asked, strict=True):
+        np.testing.assert_array_equal(history, data.events[data.offsets[data.users[event]] : event])
+
+
+def test_adapters_are_judged_as_bases_are_where_no_date_divides_or_nothing_came_later(setting):
+    times = np.repeat(np.where(np.arange(20) < 15, 0, 90_000), 3) + np.tile(np.arange(3), 20)
+    data = Interactions(
+        name="test",
+        items=tuple(Item(number=number, id=str(number)) for number in range(1, 4)),
+        user_ids=tuple(map(str, range(20))),
+        offsets=np.arange(0, 61, 3),
+        events=np.tile([1, 2, 3], 20),
+        times=times,
+    )
+    quiet = divide(data, DataConfig(public_before="1970-01-02"))
+    assert (len(quiet.devices), len(quiet.public) + len(quiet.held_out)) == (5, 15)
+    for one in (setting, quiet):
+        np.testing.assert_array_equal(one.judging.targets, one.validation.targets)
+        assert [h.tolist() for h in one.judging.histories] == [h.tolist() for h in one.validation.histories]
 
 
 def test_every_event_but_the_first_is_a_position():
@@ -160,6 +185,8 @@ def test_every_event_but_the_first_is_a_position():
     assert [list(h) for h in cases.histories] == [[4], [4, 5]]
     assert list(cases.targets) == [5, 6]
     assert [list(h) for h in all_positions([np.array([4, 5, 6])], last=1).histories] == [[4, 5]]
+    known = all_positions([np.array([4, 5, 6]), np.array([7, 8]), np.array([9])], known=[2, 0, 1])
+    assert [list(h) for h in known.histories] == [[4, 5], [7]]
 
 
 def test_ranks_do_not_depend_on_batching_and_need_eval_mode(setting):
