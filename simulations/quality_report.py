@@ -172,20 +172,24 @@ def _against_epsilon(axes: Axes, result: DataResult) -> None:
 
 def _against_bytes(axes: Axes, result: DataResult) -> None:
     shown = [epsilon for epsilon in (math.inf, 2.0) if any(key[1] == epsilon for key in result.federated)]
-    for method in dict.fromkeys(name for name, _ in result.federated):
-        for epsilon in shown:
-            runs, gain = result.federated[method, epsilon], federated_gain(result, method, epsilon)
-            axes.errorbar(
-                runs[0].delta_bytes / 1000,
-                gain.value,
-                [[gain.value - gain.low], [gain.high - gain.value]],
-                fmt="o" if math.isinf(epsilon) else "s",
-                markerfacecolor=_COLOURS[method] if math.isinf(epsilon) else "white",
-                color=_COLOURS[method],
-                label=f"{method}, ε {epsilon_label(epsilon)}",
-            )
+    cells = [key for key in result.federated if key[1] in shown]
+    kilobytes = {key: result.federated[key][0].delta_bytes / 1000 for key in cells}
+    most = max(kilobytes.values(), default=1.0)
+    for method, epsilon in cells:
+        gain, at = federated_gain(result, method, epsilon), kilobytes[method, epsilon]
+        same = [key for key in cells if kilobytes[key] == at]
+        axes.errorbar(
+            at + 0.02 * most * (same.index((method, epsilon)) - (len(same) - 1) / 2),
+            gain.value,
+            [[gain.value - gain.low], [gain.high - gain.value]],
+            fmt="o" if math.isinf(epsilon) else "s",
+            markerfacecolor=_COLOURS[method] if math.isinf(epsilon) else "white",
+            color=_COLOURS[method],
+            label=f"{method}, ε {epsilon_label(epsilon)}",
+        )
     axes.axhline(0, color="#718096", linewidth=1, linestyle="--")
-    axes.set_xlabel("kB that a device sends in a round (float32)")
+    axes.set_xlim(0, 1.1 * most)
+    axes.set_xlabel("kB that a device sends in a round (float32), equal ones side by side")
     axes.set_title("quality against bytes; filled: no privacy, hollow: ε = 2", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
