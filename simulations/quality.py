@@ -226,9 +226,9 @@ def method_differences(result: DataResult, method: MethodName, other: MethodName
 
 
 def kept_share(result: DataResult, method: MethodName, epsilon: float) -> float:
-    """Return the share of the gain in NDCG@10 over the base without privacy that is left at an epsilon."""
+    """Return the share of the gain in NDCG@10 over the base without privacy that is left at an epsilon; NaN if none."""
     gain, without = (federated_gain(result, method, one).value for one in (epsilon, math.inf))
-    return gain / without if without else math.nan
+    return gain / without if without > 0 else math.nan
 
 
 def activity_floor(result: DataResult, method: MethodName, epsilon: float) -> tuple[FloorRow, ...]:

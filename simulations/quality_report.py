@@ -73,7 +73,7 @@ def markdown(config: QualityConfig, results: tuple[DataResult, ...], *, interval
     for result in results:
         base = summarise(result.base)["ndcg@10"]
         lines = [
-            f"**{result.data.name}**: NDCG@10 on {result.base.shape[1]:,} devices, mean of {len(result.base)} seeds; "
+            f"**{result.data.name}**: NDCG@10 on {result.base.shape[1]:,} devices, {_seeds(len(result.base))}; "
             f"base {_interval(base)}. Cells: federated, {told}.",
             "",
             f"| method | {' | '.join(heads)} | kept at ε = 2 | personal | federated+personal | local-only | oracle |",
@@ -192,6 +192,10 @@ def _against_bytes(axes: Axes, result: DataResult) -> None:
     axes.set_xlabel("kB that a device sends in a round (float32), equal ones side by side")
     axes.set_title("quality against bytes; filled: no privacy, hollow: ε = 2", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def _number(value: float) -> str:

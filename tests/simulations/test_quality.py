@@ -13,8 +13,9 @@ from ownlet.shared.metrics import ndcg
 from ownlet.simulations.centralised import CentralisedConfig
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.progress import Silent
-from ownlet.simulations.quality import STAGES, quality_table, run_quality
+from ownlet.simulations.quality import STAGES, DataResult, kept_share, quality_table, run_quality
 from ownlet.simulations.quality_config import Choice, QualityConfig, QualityData, quality_data
+from ownlet.simulations.quality_parts import Federated, Unfederated
 from ownlet.simulations.quality_report import markdown, write_quality
 from ownlet.simulations.setting import DataConfig
 
@@ -91,3 +92,26 @@ def test_windows_are_as_long_as_the_histories_ask_for(tmp_path, events, asked, l
     assert data.windows.window_length == length
     choice = Choice(learning_rate=1.0, clip_norm=1.0)
     assert CONFIG.rounds(data, "lora-frozen-a", math.inf, choice, seed=0).windows == data.windows
+
+
+@pytest.mark.parametrize(
+    ("base", "plain", "private", "kept"), [(0, 2, 1, 0.5), (1, 1, 2, math.nan), (2, 1, 2, math.nan)]
+)
+def test_what_is_kept_of_a_gain_is_known_only_where_there_is_one(base, plain, private, kept):
+    """Of four users some are at rank 1: under the base, without privacy, with it."""
+
+    def ranks(hits):
+        return np.array([1] * hits + [99] * (4 - hits))
+
+    def run(hits):
+        shared = {"federated": ranks(hits), "personal": ranks(hits)}
+        return (Federated(**shared, public_ndcg=1, base_public_ndcg=0, epsilon=1, delta_bytes=4),)
+
+    result = DataResult(
+        data=DATA,
+        base=ranks(base)[None],
+        unfederated={"lora": (Unfederated(personal=ranks(0), local_only=ranks(0), centralised=ranks(0)),)},
+        federated={("lora", math.inf): run(plain), ("lora", 2.0): run(private)},
+        tuned={},
+    )
+    np.testing.assert_equal(kept_share(result, "lora", 2.0), kept)
