@@ -117,19 +117,19 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     trainer = trainer_of(subject, config.base)
     terms = domain_terms(config, subject.terms, trainer.config.adapter)
     columns = [] if config.by == "period" else [(config.by, config.by)]
-    setting = prepare(keep_columns(trainer.config.data, columns))
+    model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
+    setting = prepare(keep_columns(trainer.config.data, columns), model.config.context)
     of_event = event_domains(setting.data, config.by, period_seconds=round(config.period_days * 86_400))
     users = setting.device_users.tolist()
     of_device = user_domains(setting.data, users, of_event, before=1)
     of_question = user_domains(setting.data, users, of_event)
-    model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     public = of_event[setting.judging_events].astype(str).tolist()
     sizes = Counter(of_device)
     large = sum(size >= config.min_devices for size in sizes.values())
     with progress.stage(f"rounds of {large} domains", max(1, large * config.rounds)) as step:
         done = federate_domains(
             trainer.engine,
-            EventStore.of(setting.devices),
+            EventStore.of(setting.devices, setting.device_context),
             of_device,
             shared,
             terms,

@@ -2,11 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ownlet.device.train import Engine
 from ownlet.shared.domains import load_domains
+from ownlet.simulations import domain_run
+from ownlet.simulations.domain_run import DomainRunConfig
+from ownlet.simulations.domains import DomainRuns, federate_domains
+from ownlet.simulations.progress import Silent
+from ownlet.simulations.store import EventStore
 
 from .test_commands import refuse, run
 
@@ -25,7 +32,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             item = (item + (1, -1)[region]) % 20
     (folder / "events.csv").write_text("\n".join(lines))
     shape = ("--core", 0, "--runs", folder / "runs", "--data", folder / "events.csv")
-    run("pretrain", *shape, "--dim", 16, "--layers", 1, "--epochs", 3, "--learning-rate", 0.01, "--name", "base")
+    run(
+        "pretrain", *shape, "--dim", 16, "--layers", 1, "--epochs", 3, "--learning-rate", 0.01, "--name", "base",
+        "--context", "gap",
+    )  # fmt: skip
     run(
         "simulate", *shape, "--base", folder / "runs" / "base" / "base.pt", "--name", "fed", "--rounds", 2,
         "--target-epsilon", 50, "--noise-multiplier", 0.5,
@@ -53,3 +63,19 @@ def test_what_is_no_such_run_or_column_is_refused_and_leaves_no_file(finished: P
     assert "ownlet pretrain" in refuse("domains", finished.parent / "base", "--out", out)
     assert "got no ['town']" in refuse("domains", finished, "--by", "town", "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_base_that_reads_context_is_given_it(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[EventStore] = []
+
+    def rounds(engine: Engine, devices: EventStore, *arguments: Any, **options: Any) -> DomainRuns:
+        given.append(devices)
+        return federate_domains(engine, devices, *arguments, **options)
+
+    monkeypatch.setattr(domain_run, "federate_domains", rounds)
+    config = DomainRunConfig(run=finished, by="period", rounds=1, target_epsilon=40, min_devices=10)
+    done = domain_run.run_domains(config, tmp_path / "domains.safetensors", Silent())
+    assert given[0].context is not None
+    assert given[0].context.max() > 0
+    assert [(row.domain, row.devices) for row in done.rows] == [("period-0", given[0].num_users)]
