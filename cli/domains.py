@@ -39,6 +39,7 @@ def domains(
     ] = 2.0,
     min_devices: Annotated[int, typer.Option(min=1, help="A domain with fewer keeps the run's adapter.")] = 50,
     base: Annotated[Path | None, typer.Option(help="Base of the run, if it is not where its settings say.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of cohorts and noise, so that the rounds can be repeated.")] = 0,
     threads: Threads = 0,
 ) -> None:
     """Federate every domain's own devices from a run's adapter on.
@@ -60,12 +61,19 @@ def domains(
         target_epsilon=target_epsilon,
         min_devices=min_devices,
         base=base,
+        seed=seed,
     )
     console = Console()
     with progress_bars(console) as progress:
         done = run_domains(config, out, progress)
     console.print(_table(done, by))
     console.print(f"All devices: {_gain(done.gain)} in NDCG@10.", highlight=False)
+    if done.late is not None:
+        console.print(
+            f"Served by the adapter of the period before: {_gain(done.late)}. An app names the current period at every "
+            "start.",
+            highlight=False,
+        )
     if math.isfinite(done.epsilon):
         console.print(
             f"Spent by a user in its domain's rounds: ε at most {done.epsilon:.3f}; with the run before: "

@@ -46,6 +46,7 @@ class DomainRunConfig:
         target_epsilon: of every domain's rounds, without those of the run before; infinity where that had no noise.
         min_devices: a domain with fewer keeps the run's adapter.
         base: of the run, where it is not where the settings say.
+        seed: of cohorts and noise, so that a simulation can be repeated.
     """
 
     run: Path
@@ -55,6 +56,7 @@ class DomainRunConfig:
     target_epsilon: float = 2.0
     min_devices: int = 50
     base: Path | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.period_days > 0, "period_days must be positive", period_days=self.period_days)
@@ -88,12 +90,15 @@ class DomainsDone:
         epsilon: what a user spent in its domain's rounds, at most.
         composed: the same with the run before.
         gain: NDCG@10 over all devices.
+        late: the same with every question answered by the adapter of the period before; None where domains are no
+            periods.
     """
 
     rows: tuple[DomainRow, ...]
     epsilon: float
     composed: float
     gain: Metric
+    late: Metric | None = None
 
 
 def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> DomainsDone:
@@ -119,7 +124,8 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
     columns = [] if config.by == "period" else [(config.by, config.by)]
     model, spec, shared = trainer.model, trainer.engine.spec, trainer.vector
     setting = prepare(keep_columns(trainer.config.data, columns), model.config.context)
-    of_event = event_domains(setting.data, config.by, period_seconds=round(config.period_days * 86_400))
+    period_seconds = round(config.period_days * 86_400)
+    of_event = event_domains(setting.data, config.by, period_seconds=period_seconds)
     users = setting.device_users.tolist()
     of_device = user_domains(setting.data, users, of_event, before=1)
     of_question = user_domains(setting.data, users, of_event)
@@ -153,6 +159,12 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
                 gain=paired_difference(after[mine], before[mine])["ndcg@10"] if mine.any() else None,
             )
         )
+    late = None
+    if config.by == "period":
+        earlier = replace(setting.data, times=setting.data.times - period_seconds)
+        one_before = user_domains(earlier, users, event_domains(earlier, "period", period_seconds=period_seconds))
+        served_late = domain_ranks(model, setting.test, one_before, done.adapters)
+        late = paired_difference(served_late, before)["ndcg@10"]
     save_domains(out, done.adapters)
     private = terms.unit == "user" and terms.noise_multiplier > 0
     return DomainsDone(
@@ -160,6 +172,7 @@ def run_domains(config: DomainRunConfig, out: Path, progress: Progress) -> Domai
         epsilon=done.epsilon if private else math.inf,
         composed=composed_epsilon(subject.terms, terms) if private else math.inf,
         gain=paired_difference(after, before)["ndcg@10"],
+        late=late,
     )
 
 
@@ -185,7 +198,8 @@ def domain_terms(config: DomainRunConfig, before: FederationConfig, adapter: Ada
         "run must be one without secure aggregation: a domain is one node here, and every sum of one node is void",
         secure_aggregation=True,
     )
-    terms = rounds_for(adapter, replace(before, rounds=config.rounds, patience=0, target_epsilon=math.inf))
+    plain = replace(before, rounds=config.rounds, patience=0, target_epsilon=math.inf, seed=config.seed)
+    terms = rounds_for(adapter, plain)
     if before.unit == "none" or before.noise_multiplier == 0:
         return terms
     require(math.isfinite(config.target_epsilon), "target_epsilon must be finite", target_epsilon=config.target_epsilon)

@@ -79,3 +79,5 @@ def test_a_base_that_reads_context_is_given_it(finished: Path, tmp_path: Path, m
     assert given[0].context is not None
     assert given[0].context.max() > 0
     assert [(row.domain, row.devices) for row in done.rows] == [("period-0", given[0].num_users)]
+    assert done.late is not None
+    assert done.late.value == 0  # there is no period before

@@ -12,14 +12,14 @@ from ownlet.shared.privacy import epsilon, user_level_event
 from ownlet.shared.secure_config import SecureConfig
 from ownlet.simulations.domain_run import DomainRunConfig, domain_terms
 
-ASKED = DomainRunConfig(run=Path("run"), by="region", rounds=4, target_epsilon=3.0)
+ASKED = DomainRunConfig(run=Path("run"), by="region", rounds=4, target_epsilon=3.0, seed=7)
 BEFORE = FederationConfig(rounds=30, cohort_rate=0.2, noise_multiplier=1.0, patience=3, target_epsilon=8.0)
 FROZEN = AdapterConfig(method="lora-frozen-a")
 
 
 def test_the_noise_is_what_the_domains_rounds_take_for_their_own_target() -> None:
     terms = domain_terms(ASKED, BEFORE, FROZEN)
-    assert (terms.rounds, terms.patience, terms.target_epsilon) == (4, 0, 3.0)
+    assert (terms.rounds, terms.patience, terms.target_epsilon, terms.seed) == (4, 0, 3.0, 7)
     spent = epsilon(user_level_event(0.2, terms.noise_multiplier, 4), terms.dp_delta)
     assert 2.9 < spent <= 3.0
 
