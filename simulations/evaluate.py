@@ -23,6 +23,7 @@ __all__ = [
     "Answers",
     "Cases",
     "all_positions",
+    "cases_at",
     "first_event_cases",
     "is_publishable",
     "mean_ndcg",
@@ -94,7 +95,6 @@ def positions(
 def all_positions(
     histories: Sequence[History],
     *,
-    known: Sequence[int] | None = None,
     last: int | None = None,
     most: int | None = None,
     context: Sequence[NDArray[np.int64]] | None = None,
@@ -103,12 +103,19 @@ def all_positions(
 
     Args:
         histories: whole ones.
-        known: how many events of each are not asked for; by default one.
         last: how many of each; by default all.
         most: how many of all; by default all.
         context: per history (events, fields), the moment of each event, where anything is known.
     """
-    places = positions([len(history) for history in histories], known=known, last=last, most=most)
+    return cases_at(histories, positions([len(history) for history in histories], last=last, most=most), context)
+
+
+def cases_at(
+    histories: Sequence[History],
+    places: Sequence[tuple[int, int]],
+    context: Sequence[NDArray[np.int64]] | None = None,
+) -> Cases:
+    """Make a case of each event of ``positions``; other arguments as in ``all_positions``."""
     return Cases(
         histories=tuple(histories[user][:at] for user, at in places),
         targets=np.array([histories[user][at] for user, at in places], dtype=np.int64),

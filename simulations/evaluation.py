@@ -206,7 +206,7 @@ def questions(data: Interactions, config: EvaluationConfig, trained: Training | 
         cases = first_event_cases([h[:-1] for h in data.histories], [h[-1:] for h in data.histories])
     assert cases.users is not None
     if trained is not None and not _ends_before(trained, config):
-        cases = _take(cases, np.isin(cases.users, trained.askable))
+        cases = cases.at(np.flatnonzero(np.isin(cases.users, trained.askable)))
     assert cases.users is not None
     if not len(cases):
         raise DataError(f"split {config.split} must leave somebody to be asked, got nobody in {data.name}")
@@ -231,12 +231,6 @@ def _ends_before(trained: Training, config: EvaluationConfig) -> bool:
     if config.date is None or trained.until_seconds is None:
         return False
     return trained.until_seconds <= seconds_of(config.date)
-
-
-def _take(cases: Cases, mask: NDArray[np.bool_]) -> Cases:
-    assert cases.users is not None
-    histories = tuple(history for history, kept in zip(cases.histories, mask, strict=True) if kept)
-    return Cases(histories=histories, targets=cases.targets[mask], users=cases.users[mask])
 
 
 def _check_training(name: str, trained: Training | None, cases: Cases, config: EvaluationConfig) -> tuple[str, ...]:

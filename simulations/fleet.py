@@ -123,29 +123,26 @@ def _histories(store: EventStore, users: NDArray[np.int64]) -> list[NDArray[np.i
     return [history for history in histories if len(history) >= 2]
 
 
-def windows_fall_short(store: EventStore, windows: WindowConfig, max_length: int) -> bool:
+def windows_fall_short(lengths: Sequence[int] | NDArray[np.int64], windows: WindowConfig, max_length: int) -> bool:
     """Say whether windows are shorter than what the base reads, though most histories are longer than both.
 
     What stands first in a window is asked without the history before it, so short windows teach an adapter to do
     without (docs/quality.md, MovieLens 1M).
 
     Args:
-        store: of the devices.
+        lengths: of the devices' histories, in events.
         windows: how histories are cut.
         max_length: events that the base reads.
     """
-    return windows.row_length < max_length < _median_length(store)
+    return windows.row_length < max_length < float(np.median(lengths))
 
 
 def window_advice(store: EventStore, windows: WindowConfig, max_length: int) -> str | None:
     """Return what to do where ``windows_fall_short``, else None."""
-    if not windows_fall_short(store, windows, max_length):
+    lengths = np.diff(store.offsets)
+    if not windows_fall_short(lengths, windows, max_length):
         return None
     return (
         f"windows hold {windows.row_length} events, the base reads {max_length}, and half of the histories have more "
-        f"than {_median_length(store):g}: --window-length {max_length} may do better"
+        f"than {np.median(lengths):g}: --window-length {max_length} may do better"
     )
-
-
-def _median_length(store: EventStore) -> float:
-    return float(np.median(np.diff(store.offsets)))

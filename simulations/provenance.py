@@ -60,13 +60,9 @@ def recorded_data(file: Path) -> DataConfig | None:
     settings = _settings(file)
     if "data" not in settings or settings.get("store") is not None:
         return None
-    raw = dict(settings["data"])
-    path, columns = raw.pop("path"), raw.pop("columns")
     try:
-        return DataConfig(
-            path=None if path is None else Path(path), columns=tuple((role, name) for role, name in columns), **raw
-        )
-    except (TypeError, ValueError) as error:
+        return DataConfig.from_plain(settings["data"])
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"config.json must be that of a run, got {error} in {file.parent}") from error
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "InThisProcess",
     "QualityTable",
     "activity_floor",
+    "base_metrics",
     "epsilon_label",
     "federated_gain",
     "kept_share",
@@ -184,7 +185,14 @@ def epsilon_label(epsilon: float) -> str:
 @cache
 def stage_metrics(result: DataResult, method: MethodName, epsilon: float) -> dict[str, dict[str, Metric]]:
     """Return stage -> metric, over users, mean over seeds."""
-    return {stage: summarise(ranks) for stage, ranks in result.ranks(method, epsilon).items()}
+    found = result.ranks(method, epsilon).items()
+    return {stage: base_metrics(result) if stage == "base" else summarise(ranks) for stage, ranks in found}
+
+
+@cache
+def base_metrics(result: DataResult) -> dict[str, Metric]:
+    """Return the metrics of the bases, the same for every method and epsilon."""
+    return summarise(result.base)
 
 
 @cache

@@ -30,7 +30,6 @@ from ownlet.simulations.fleet import windows_fall_short
 from ownlet.simulations.pretrain import PretrainConfig
 from ownlet.simulations.results import plain_json
 from ownlet.simulations.setting import DataConfig, Setting, prepare
-from ownlet.simulations.store import EventStore
 
 __all__ = [
     "Choice",
@@ -166,7 +165,7 @@ def quality_data(path: Path | None, *, cohort: int, tested: int, window_length: 
     devices, windows, longest = prepare(data).devices, WindowConfig(), ModelConfig().max_length
     if window_length is not None:
         windows = WindowConfig(window_length=window_length)
-    elif windows_fall_short(EventStore.of(devices), windows, longest):
+    elif windows_fall_short([len(history) for history in devices], windows, longest):
         windows = WindowConfig(window_length=longest)
     return QualityData(
         name="built-in" if path is None else path.stem,

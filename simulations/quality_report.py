@@ -12,12 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ownlet.shared.metrics import Metric, summarise
+from ownlet.shared.metrics import Metric
 from ownlet.shared.store import write_atomic
 from ownlet.simulations.progress import Progress, Silent
 from ownlet.simulations.quality import (
     DataResult,
     activity_floor,
+    base_metrics,
     epsilon_label,
     federated_gain,
     kept_share,
@@ -71,7 +72,7 @@ def markdown(config: QualityConfig, results: tuple[DataResult, ...], *, interval
     heads = ["no privacy" if label == "none" else f"ε = {label}" for label in columns]
     parts = []
     for result in results:
-        base = summarise(result.base)["ndcg@10"]
+        base = base_metrics(result)["ndcg@10"]
         lines = [
             f"**{result.data.name}**: NDCG@10 on {result.base.shape[1]:,} devices, {_seeds(len(result.base))}; "
             f"base {_interval(base)}. Cells: federated, {told}.",

@@ -23,7 +23,7 @@ from ownlet.shared.context import ContextField
 from ownlet.shared.errors import DataError, require
 from ownlet.shared.interactions import History, Interactions, k_core
 from ownlet.shared.splits import public_device_split
-from ownlet.simulations.evaluate import Cases, all_positions, positions
+from ownlet.simulations.evaluate import Cases, cases_at, positions
 from ownlet.simulations.moments import ContextRequest, event_context, fields_of
 from ownlet.simulations.population import make_population
 from ownlet.simulations.readers import read
@@ -216,17 +216,22 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
     held_out_moments = _chosen(public_moments, held)
     device_moments = _chosen(moments, devices)
     held_out_users = np.array(split.public, np.int64)[held]
-    dated = split.until_seconds is not None
-    judging_events, judging = _judging(data, held_out_users, [len(h) for h in held_out], moments, dated)
+    whole = [data.histories[user] for user in held_out_users]
+    known = [len(history) for history in held_out]
+    asked = positions(known, most=PUBLIC_POSITIONS)
+    later = positions([len(history) for history in whole], known=known, most=PUBLIC_POSITIONS)  # none without a date
+    own = _chosen(moments, held_out_users)
+    validation = cases_at(whole, asked, own)
+    judging = cases_at(whole, later, own) if later else validation
     return Setting(
         data=data,
         public=public,
         held_out=held_out,
         devices=tuple(h[:-1] for h in histories),
         test=last_event_cases(histories, device_moments),
-        validation=all_positions(held_out, most=PUBLIC_POSITIONS, context=held_out_moments),
+        validation=validation,
         judging=judging,
-        judging_events=judging_events,
+        judging_events=np.array([data.offsets[held_out_users[user]] + at for user, at in later or asked], np.int64),
         fields=tuple(fields),
         public_context=_chosen(public_moments, trains),
         held_out_context=held_out_moments,
@@ -234,30 +239,6 @@ def divide(data: Interactions, config: DataConfig, fields: Sequence[ContextField
         device_users=np.array(devices, np.int64),
         held_out_users=held_out_users,
     )
-
-
-def _judging(
-    data: Interactions, users: NDArray[np.int64], public: Sequence[int], moments: Moments, dated: bool
-) -> tuple[NDArray[np.int64], Cases]:
-    """Return the events that adapters are judged by, and the cases that ask for them.
-
-    Args:
-        data: all interactions.
-        users: held-out public ones.
-        public: how many of each one's first events are public to a base.
-        moments: the context of every event of all users, where any is known.
-        dated: whether these are the events before a date, so that others may have come later.
-    """
-    whole = [len(data.histories[user]) for user in users]
-    lengths, known = (whole, public) if dated and positions(whole, known=public) else (public, None)
-    places = positions(lengths, known=known, most=PUBLIC_POSITIONS)
-    cases = all_positions(
-        [data.histories[user][:length] for user, length in zip(users, lengths, strict=True)],
-        known=known,
-        most=PUBLIC_POSITIONS,
-        context=_chosen(moments, users),
-    )
-    return np.array([data.offsets[users[user]] + at for user, at in places], np.int64), cases
 
 
 def public_parts(num_public: int, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from ownlet.shared.lora import attach_adapter
 from ownlet.shared.metrics import ndcg
 from ownlet.shared.splits import seconds_of
 from ownlet.simulations.baselines import most_popular
-from ownlet.simulations.evaluate import all_positions, is_publishable, model_ranks, scorer_ranks
+from ownlet.simulations.evaluate import all_positions, cases_at, is_publishable, model_ranks, positions, scorer_ranks
 from ownlet.simulations.pretrain import PretrainConfig, load_base, load_catalogue, pretrain, save_base
 from ownlet.simulations.setting import DataConfig, divide, prepare
 
@@ -185,7 +185,7 @@ def test_every_event_but_the_first_is_a_position():
     assert [list(h) for h in cases.histories] == [[4], [4, 5]]
     assert list(cases.targets) == [5, 6]
     assert [list(h) for h in all_positions([np.array([4, 5, 6])], last=1).histories] == [[4, 5]]
-    known = all_positions([np.array([4, 5, 6]), np.array([7, 8]), np.array([9])], known=[2, 0, 1])
+    known = cases_at([np.array([4, 5, 6]), np.array([7, 8]), np.array([9])], positions([3, 2, 1], known=[2, 0, 1]))
     assert [list(h) for h in known.histories] == [[4, 5], [7]]
 
 
